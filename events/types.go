@@ -1,0 +1,275 @@
+package events
+
+import "encoding/json"
+
+// KeyspaceConfigured says that a keyspace has this document from now on.
+type KeyspaceConfigured struct {
+	DocumentVersion int             `json:"document_version"` // from 1
+	Document        json.RawMessage `json:"document"`         // whole, as JSON
+}
+
+// OwnerRegistered says that an owner exists, or has another name.
+type OwnerRegistered struct {
+	Name string `json:"name"`
+	Plan string `json:"plan"`
+}
+
+// OwnerPlanChanged says that an owner is on another plan.
+type OwnerPlanChanged struct {
+	Plan     string `json:"plan"`
+	Previous string `json:"previous"`
+}
+
+// OwnerKeyAdmitted takes a place under the cap of the plan in force. It stands
+// on the owner's subject and is appended in one batch with the fact it admits.
+type OwnerKeyAdmitted struct {
+	Key        string `json:"key"`
+	ActiveKeys int    `json:"active_keys"` // with this one
+	MaxKeys    int    `json:"max_keys"`
+}
+
+// Limits are requests per window: minute, hour, day. A window without an entry
+// is unlimited.
+type Limits map[string]int64
+
+// Secret is what is kept of a secret: its hash and the characters that the
+// keyspace's document allows to be shown.
+type Secret struct {
+	SHA256 string `json:"sha256,omitempty"` // of the whole secret, hex; absent in FEED
+	First  string `json:"first"`
+	Last   string `json:"last"`
+}
+
+// KeyCreated says that a key exists.
+type KeyCreated struct {
+	Name           string            `json:"name"`
+	Environment    string            `json:"environment"`
+	Plan           string            `json:"plan"` // empty: the owner's counts
+	Scopes         []string          `json:"scopes"`
+	Resources      []string          `json:"resources"`
+	Limits         Limits            `json:"limits"`
+	AllowedOrigins []string          `json:"allowed_origins"`
+	AllowedIPs     []string          `json:"allowed_ips"`
+	ExpiresAt      Time              `json:"expires_at"`
+	Meta           map[string]string `json:"meta"`
+	Role           string            `json:"role,omitempty"` // of a root key
+	For            *Reach            `json:"for,omitempty"`  // what a root key of role manager may reach
+	Imported       bool              `json:"imported,omitempty"`
+	Secret         Secret            `json:"secret"`
+}
+
+// Reach is the one keyspace and owner that a manager's root key may touch.
+type Reach struct {
+	Keyspace string `json:"keyspace"`
+	Owner    string `json:"owner"`
+}
+
+// KeyUpdated holds the new value of each field that changed, and no other.
+type KeyUpdated struct {
+	Name           *string            `json:"name,omitempty"`
+	Plan           *string            `json:"plan,omitempty"`
+	Scopes         *[]string          `json:"scopes,omitempty"`
+	Resources      *[]string          `json:"resources,omitempty"`
+	Limits         *Limits            `json:"limits,omitempty"`
+	AllowedOrigins *[]string          `json:"allowed_origins,omitempty"`
+	AllowedIPs     *[]string          `json:"allowed_ips,omitempty"`
+	ExpiresAt      *Expiry            `json:"expires_at,omitempty"`
+	Meta           *map[string]string `json:"meta,omitempty"`
+}
+
+// Expiry is the new expiry of a key: a moment, or never.
+type Expiry struct {
+	At Time `json:"at"` // null: never
+}
+
+// KeyRotated says that a key has a new secret.
+type KeyRotated struct {
+	Secret     Secret `json:"secret"`
+	GraceUntil Time   `json:"grace_until"` // null: the previous secret ended at once
+	EndGrace   bool   `json:"end_grace"`   // the secrets before the previous one ended too
+	Reason     string `json:"reason"`
+}
+
+// KeyGraceEnded says that the previous secret ended before its time.
+type KeyGraceEnded struct {
+	Reason string `json:"reason"`
+}
+
+// KeyRevoked says that a key is refused for ever.
+type KeyRevoked struct {
+	Reason string `json:"reason"`
+}
+
+// KeyDeleted says that a key is gone from every list. It was revoked before.
+type KeyDeleted struct{}
+
+// KeyUsed is one admitted request.
+type KeyUsed struct {
+	Decision        string  `json:"decision"` // dec_…
+	Method          string  `json:"method"`
+	Endpoint        string  `json:"endpoint"` // path without its query
+	Status          *int    `json:"status"`   // null: not known when it was decided
+	SourceIP        *Sealed `json:"source_ip"`
+	UserAgent       *Sealed `json:"user_agent"`
+	Origin          string  `json:"origin"`
+	LatencyMS       *int64  `json:"latency_ms"`
+	CostMicros      int64   `json:"cost_micros"`
+	Environment     string  `json:"environment"`
+	Secret          string  `json:"secret"` // current or previous
+	Node            string  `json:"node"`
+	LedgerSequence  uint64  `json:"ledger_sequence"`
+	DocumentVersion int     `json:"document_version"`
+}
+
+// KeyUseReported is the outcome of a use whose status was not known.
+type KeyUseReported struct {
+	Decision   string `json:"decision"`
+	Status     int    `json:"status"`
+	LatencyMS  int64  `json:"latency_ms"`
+	CostMicros *int64 `json:"cost_micros"` // null: as recorded with the use
+	Endpoint   string `json:"endpoint"`    // empty: as recorded with the use
+}
+
+// Fold counts equal refusals of one second.
+type Fold struct {
+	Count int64 `json:"count"`
+	First Time  `json:"first"`
+	Last  Time  `json:"last"`
+}
+
+// KeyRateLimited are requests that a limit refused.
+type KeyRateLimited struct {
+	Window string `json:"window"`
+	Limit  int64  `json:"limit"`
+	Node   string `json:"node"`
+	Fold
+}
+
+// KeyDenied are requests with a known key that were refused for another reason.
+type KeyDenied struct {
+	Code     string `json:"code"`
+	Endpoint string `json:"endpoint"`
+	Node     string `json:"node"`
+	Fold
+}
+
+// CredentialRejected are requests without a known key.
+type CredentialRejected struct {
+	Code     string  `json:"code"`
+	SourceIP *Sealed `json:"source_ip"` // null in the overflow count
+	Overflow bool    `json:"overflow"`  // beyond the cap per second
+	Node     string  `json:"node"`
+	Fold
+}
+
+// LimitTaken says that other traffic drew from an owner's pool.
+type LimitTaken struct {
+	Node string `json:"node"`
+	Fold
+}
+
+// UsageGap declares uses that could not be recorded.
+type UsageGap struct {
+	Count  int64  `json:"count"`
+	Reason string `json:"reason"`
+	From   Time   `json:"from"`
+	To     Time   `json:"to"`
+	Node   string `json:"node"`
+}
+
+// Sealed is a personal datum, encrypted with a data key that can be destroyed.
+type Sealed struct {
+	Key string `json:"key"` // which data key: <keyspace>.<owner or _>.<yyyy-mm>
+	Box string `json:"box"` // base64 of nonce and AES-256-GCM ciphertext; the additional data is Key
+}
+
+// AuditRead says that somebody read or exported the audit log.
+type AuditRead struct {
+	What   string            `json:"what"` // events, export, history, …
+	Filter map[string]string `json:"filter"`
+	Count  int64             `json:"count"`
+}
+
+// AlertRaised says that an alert's condition began to hold.
+type AlertRaised struct {
+	Alert     string  `json:"alert"` // alr_…
+	When      string  `json:"when"`
+	Value     float64 `json:"value"`
+	Threshold float64 `json:"threshold"`
+	Detail    string  `json:"detail"`
+}
+
+// AlertResolved says that it holds no more.
+type AlertResolved struct {
+	Alert string `json:"alert"`
+	When  string `json:"when"`
+}
+
+// UsagePruned records that USAGE was purged from the front.
+type UsagePruned struct {
+	Stream   string `json:"stream"`
+	Through  uint64 `json:"through"` // last sequence that is gone
+	TreeSize uint64 `json:"tree_size"`
+	RootHash string `json:"root_hash"`
+	Reason   string `json:"reason"`
+}
+
+// PrivacyErased records that data keys were destroyed.
+type PrivacyErased struct {
+	DataKeys []string `json:"data_keys"`
+	Reason   string   `json:"reason"`
+}
+
+// HoldSet says that pruning and erasing are stopped, or allowed again.
+type HoldSet struct {
+	Active bool   `json:"active"`
+	Reason string `json:"reason"`
+}
+
+// ServiceStarted says that a process opened the ledger.
+type ServiceStarted struct {
+	Program string `json:"program"`
+	Build   string `json:"build"` // the program's version
+	Node    string `json:"node"`
+	Head    uint64 `json:"head"` // of LEDGER
+}
+
+// SigninFailed says that somebody could not sign in.
+type SigninFailed struct {
+	Reason   string  `json:"reason"`
+	SourceIP *Sealed `json:"source_ip"`
+	Fold
+}
+
+// RootKeyReset records that lost root keys were replaced on the machine.
+type RootKeyReset struct {
+	Key     string   `json:"key"`
+	Revoked []string `json:"revoked"`
+}
+
+func (KeyspaceConfigured) Kind() (string, int) { return "keyspace.configured", 1 }
+func (OwnerRegistered) Kind() (string, int)    { return "owner.registered", 1 }
+func (OwnerPlanChanged) Kind() (string, int)   { return "owner.plan_changed", 1 }
+func (OwnerKeyAdmitted) Kind() (string, int)   { return "owner.key_admitted", 1 }
+func (KeyCreated) Kind() (string, int)         { return "key.created", 1 }
+func (KeyUpdated) Kind() (string, int)         { return "key.updated", 1 }
+func (KeyRotated) Kind() (string, int)         { return "key.rotated", 1 }
+func (KeyGraceEnded) Kind() (string, int)      { return "key.grace_ended", 1 }
+func (KeyRevoked) Kind() (string, int)         { return "key.revoked", 1 }
+func (KeyDeleted) Kind() (string, int)         { return "key.deleted", 1 }
+func (KeyUsed) Kind() (string, int)            { return "key.used", 1 }
+func (KeyUseReported) Kind() (string, int)     { return "key.use_reported", 1 }
+func (KeyRateLimited) Kind() (string, int)     { return "key.rate_limited", 1 }
+func (KeyDenied) Kind() (string, int)          { return "key.denied", 1 }
+func (CredentialRejected) Kind() (string, int) { return "credential.rejected", 1 }
+func (LimitTaken) Kind() (string, int)         { return "limit.taken", 1 }
+func (UsageGap) Kind() (string, int)           { return "usage.gap", 1 }
+func (AuditRead) Kind() (string, int)          { return "audit.read", 1 }
+func (AlertRaised) Kind() (string, int)        { return "alert.raised", 1 }
+func (AlertResolved) Kind() (string, int)      { return "alert.resolved", 1 }
+func (UsagePruned) Kind() (string, int)        { return "usage.pruned", 1 }
+func (PrivacyErased) Kind() (string, int)      { return "privacy.erased", 1 }
+func (HoldSet) Kind() (string, int)            { return "hold.set", 1 }
+func (ServiceStarted) Kind() (string, int)     { return "service.started", 1 }
+func (SigninFailed) Kind() (string, int)       { return "signin.failed", 1 }
+func (RootKeyReset) Kind() (string, int)       { return "root_key.reset", 1 }
