@@ -1,0 +1,265 @@
+package embedded
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+// NATSConfig says how a NATS server in this process is to run. Only Dir is needed.
+type NATSConfig struct {
+	Dir        string // state of the server, made when absent (mode 0700)
+	Listen     string // host:port for clients outside this process; "" is none; port 0 is any free one
+	ServerName string // "" is "keyledger"; a node of a cluster needs its own
+	Cluster    *NATSCluster
+	NoSync     bool         // acknowledge before fsync. For tests alone: a power cut loses acknowledged facts
+	Log        *slog.Logger // nil discards
+}
+
+// NATSCluster makes the server a node of a JetStream cluster. It needs
+// NATSConfig.Listen and ServerName: the route listener waits for the client listener.
+type NATSCluster struct {
+	Name   string
+	Listen string   // host:port for routes
+	Routes []string // nats://host:port of the route listeners of all nodes
+}
+
+// NATS is a running server. Shutdown MUST be called before the process ends in order.
+type NATS struct {
+	server   *server.Server
+	lock     *flock.Flock
+	listen   bool
+	shutdown sync.Once
+}
+
+// maxStore takes the place of the server's own limit of three quarters of the
+// free disk at start, which would refuse appends on a disk filled mostly by the streams.
+const maxStore = 1 << 50
+
+// startWait bounds the time a listener takes; recovery of the streams comes
+// before and is not bounded.
+const startWait = 20 * time.Second
+
+// StartNATS starts a server with JetStream on cfg.Dir and returns when it takes
+// connections and has recovered its streams. Errors: *LockedError when the
+// directory is open elsewhere, an address in use, a directory that belongs to a
+// server of another kind (alone or of another cluster).
+func StartNATS(cfg NATSConfig) (*NATS, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.ServerName == "" {
+		cfg.ServerName = "keyledger"
+	}
+	if cfg.Cluster != nil && cfg.Listen == "" {
+		return nil, errors.New("NATS: a node of a cluster needs a listen address for clients")
+	}
+	opts := &server.Options{
+		ServerName:             cfg.ServerName,
+		DontListen:             cfg.Listen == "",
+		NoSigs:                 true,
+		JetStream:              true,
+		StoreDir:               cfg.Dir,
+		SyncAlways:             !cfg.NoSync,
+		JetStreamMaxStore:      maxStore,
+		DisableJetStreamBanner: true,
+	}
+	if cfg.Listen != "" {
+		host, port, err := splitListen(cfg.Listen)
+		if err != nil {
+			return nil, err
+		}
+		opts.Host, opts.Port = host, port
+	}
+	if c := cfg.Cluster; c != nil {
+		host, port, err := splitListen(c.Listen)
+		if err != nil {
+			return nil, err
+		}
+		opts.Cluster.Name, opts.Cluster.Host, opts.Cluster.Port = c.Name, host, port
+		for _, r := range c.Routes {
+			u, err := url.Parse(r)
+			if err != nil {
+				return nil, fmt.Errorf("NATS: route %q is not a URL: write it as nats://host:port", r)
+			}
+			opts.Routes = append(opts.Routes, u)
+		}
+	}
+
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("NATS: make the store directory: %w", err)
+	}
+	lock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("NATS: %w", err)
+	}
+	if err := claimKind(cfg); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	s, err := server.NewServer(opts)
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("NATS: %w", err)
+	}
+	n := &NATS{server: s, lock: lock, listen: cfg.Listen != ""}
+	log := &natsLog{log: cfg.Log}
+	s.SetLoggerV2(log, false, false, false)
+	s.Start()
+	if fatal := log.fatal(); fatal != "" {
+		n.Shutdown()
+		return nil, fmt.Errorf("NATS did not start on %q: %s", cfg.Dir, strings.TrimSpace(fatal))
+	}
+	if !s.ReadyForConnections(startWait) {
+		n.Shutdown()
+		return nil, fmt.Errorf("NATS did not take connections within %s (directory %q, listen %q)%s", startWait, cfg.Dir, cfg.Listen, log.suffix())
+	}
+	if s.JetStreamConfig() == nil {
+		n.Shutdown()
+		return nil, fmt.Errorf("NATS started without JetStream on %q%s", cfg.Dir, log.suffix())
+	}
+	return n, nil
+}
+
+// splitListen turns host:port into what the server takes, where port 0 is the default and -1 any free one.
+func splitListen(listen string) (host string, port int, err error) {
+	host, p, err := net.SplitHostPort(listen)
+	if err != nil {
+		return "", 0, fmt.Errorf("NATS: listen address %q: write it as host:port, e.g. 127.0.0.1:4222", listen)
+	}
+	port, err = strconv.Atoi(p)
+	if err != nil || port < 0 || port > 65535 {
+		return "", 0, fmt.Errorf("NATS: listen address %q: the port must be a number from 0 to 65535", listen)
+	}
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	if host == "" {
+		host = "0.0.0.0"
+	}
+	return host, port, nil
+}
+
+// claimKind refuses a directory that was written by a server alone for a node of
+// a cluster and the other way round: started as the wrong kind, JetStream
+// deletes the streams it finds after half a minute.
+func claimKind(cfg NATSConfig) error {
+	kind := "alone"
+	if cfg.Cluster != nil {
+		kind = fmt.Sprintf("node %s of cluster %s", cfg.ServerName, cfg.Cluster.Name)
+	}
+	path := filepath.Join(cfg.Dir, "kind")
+	was, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return os.WriteFile(path, []byte(kind+"\n"), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("NATS: %w", err)
+	}
+	if got := strings.TrimSpace(string(was)); got != kind {
+		return fmt.Errorf("NATS: directory %q was written by a server running as %q, not as %q: start it as before, or choose another directory", cfg.Dir, got, kind)
+	}
+	return nil
+}
+
+// Conn opens a connection through memory, which needs no listener. It does not
+// survive Shutdown.
+func (n *NATS) Conn(opts ...nats.Option) (*nats.Conn, error) {
+	nc, err := nats.Connect("", append([]nats.Option{nats.InProcessServer(n.server)}, opts...)...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to NATS in process: %w", err)
+	}
+	return nc, nil
+}
+
+// ClientURL is where clients outside this process connect, "" without a listener.
+func (n *NATS) ClientURL() string {
+	if !n.listen {
+		return ""
+	}
+	return n.server.ClientURL()
+}
+
+// SyncAlways reports whether the running server syncs every write before it
+// acknowledges: what it does, not what it was asked to do.
+func (n *NATS) SyncAlways() bool {
+	c := n.server.JetStreamConfig()
+	return c != nil && c.SyncAlways
+}
+
+// Server is the server itself, for what this type does not offer.
+func (n *NATS) Server() *server.Server { return n.server }
+
+// Shutdown stops the server, waits until its files are closed, and unlocks the directory.
+func (n *NATS) Shutdown() {
+	n.shutdown.Do(func() {
+		n.server.Shutdown()
+		n.server.WaitForShutdown()
+		n.lock.Close()
+	})
+}
+
+// natsLog writes the server's lines to slog and keeps the last fatal and error
+// lines, since Start returns no error.
+type natsLog struct {
+	log *slog.Logger
+
+	mu                   sync.Mutex // guards what follows
+	lastFatal, lastError string
+}
+
+func (l *natsLog) line(level func(string, ...any), format string, v []any) string {
+	s := fmt.Sprintf(format, v...)
+	level(s, "from", "nats")
+	return s
+}
+
+func (l *natsLog) Noticef(f string, v ...any) { l.line(l.log.Debug, f, v) }
+func (l *natsLog) Warnf(f string, v ...any)   { l.line(l.log.Warn, f, v) }
+func (l *natsLog) Debugf(f string, v ...any)  { l.line(l.log.Debug, f, v) }
+func (l *natsLog) Tracef(f string, v ...any)  { l.line(l.log.Debug, f, v) }
+
+func (l *natsLog) Errorf(f string, v ...any) {
+	s := l.line(l.log.Error, f, v)
+	l.mu.Lock()
+	l.lastError = s
+	l.mu.Unlock()
+}
+
+func (l *natsLog) Fatalf(f string, v ...any) {
+	s := l.line(l.log.Error, f, v)
+	l.mu.Lock()
+	l.lastFatal = s
+	l.mu.Unlock()
+}
+
+func (l *natsLog) fatal() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lastFatal
+}
+
+func (l *natsLog) suffix() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.lastFatal != "":
+		return ": " + l.lastFatal
+	case l.lastError != "":
+		return ": " + l.lastError
+	}
+	return ""
+}

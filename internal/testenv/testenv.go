@@ -1,0 +1,9 @@
+// Package testenv starts the real things for tests: NATS with JetStream in the
+// test's process, PostgreSQL from the machine's binaries beside it, the program
+// itself as a process that may be killed.
+//
+// Every call registers its own cleanup; a test needs no TestMain, and nothing
+// stays running or lying about after a panic or a kill of the test process.
+// Nothing is ever skipped: a machine without PostgreSQL fails the test with the
+// error that says how to get it.
+package testenv
