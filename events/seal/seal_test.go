@@ -1,0 +1,248 @@
+package seal_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/internal/embedded"
+	"github.com/keyledger/keyledger/internal/testenv"
+)
+
+var (
+	master = seal.Master{1, 2, 3}
+	at     = time.Date(2026, 1, 31, 23, 30, 0, 0, time.FixedZone("", -3600)) // February in UTC
+)
+
+func jet(t testing.TB, n *embedded.NATS) jetstream.JetStream {
+	t.Helper()
+	js, err := jetstream.New(testenv.Conn(t, n))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+func open(t testing.TB, n *embedded.NATS, m seal.Master) *seal.Keys {
+	t.Helper()
+	k, err := seal.Open(t.Context(), jet(t, n), m, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	return k
+}
+
+func sealed(t testing.TB, k *seal.Keys, keyspace, owner, plain string) *events.Sealed {
+	t.Helper()
+	s, err := k.Seal(t.Context(), keyspace, owner, at, plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// What one process seals, another opens; the data key is named by keyspace,
+// owner and month; the same datum never gives the same box.
+func TestSealOpen(t *testing.T) {
+	n := testenv.NATS(t)
+	a, b := open(t, n, master), open(t, n, master)
+	for _, c := range []struct{ owner, key string }{{"org_1", "birds.org_1.2026-02"}, {"", "birds._.2026-02"}} {
+		s := sealed(t, a, "birds", c.owner, "203.0.113.9")
+		if s.Key != c.key {
+			t.Errorf("sealed with %q, want %q", s.Key, c.key)
+		}
+		if strings.Contains(s.Box, "203.0.113.9") {
+			t.Error("the box shows what it holds")
+		}
+		if again := sealed(t, a, "birds", c.owner, "203.0.113.9"); again.Box == s.Box {
+			t.Error("two boxes are equal")
+		}
+		if plain, err := b.Open(t.Context(), s); err != nil || plain != "203.0.113.9" {
+			t.Errorf("another process opens %q, %v", plain, err)
+		}
+	}
+	if s := sealed(t, a, "birds", "org_1", ""); s != nil {
+		t.Errorf("nothing is sealed as %v", s)
+	}
+	if plain, err := a.Open(t.Context(), nil); plain != "" || err != nil {
+		t.Errorf("nothing opens as %q, %v", plain, err)
+	}
+}
+
+// Processes that make the same data key at once agree on one.
+func TestRace(t *testing.T) {
+	n := testenv.NATS(t)
+	var all [8]*seal.Keys
+	for i := range all {
+		all[i] = open(t, n, master)
+	}
+	var boxes [8]*events.Sealed
+	var wg sync.WaitGroup
+	for i, k := range all {
+		wg.Go(func() { boxes[i], _ = k.Seal(t.Context(), "birds", "org_1", at, fmt.Sprint("datum ", i)) })
+	}
+	wg.Wait()
+	for i, s := range boxes {
+		for _, k := range all {
+			if plain, err := k.Open(t.Context(), s); err != nil || plain != fmt.Sprint("datum ", i) {
+				t.Fatalf("box %d opens as %q, %v", i, plain, err)
+			}
+		}
+	}
+}
+
+// After an erasure nobody opens what was sealed, also a process that had the
+// data key in memory; later uses of the same month are sealed with a new key.
+func TestDestroy(t *testing.T) {
+	n := testenv.NATS(t)
+	a, b := open(t, n, master), open(t, n, master)
+	old, other := sealed(t, a, "birds", "org_1", "secret place"), sealed(t, a, "birds", "org_2", "elsewhere")
+	if plain, err := b.Open(t.Context(), old); err != nil || plain != "secret place" {
+		t.Fatalf("%q, %v", plain, err)
+	}
+	if err := a.Destroy(t.Context(), old.Key, "birds.org_9.2026-02"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Open(t.Context(), old); !errors.Is(err, seal.ErrErased) {
+		t.Errorf("the process that destroyed the key opens with %v, want ErrErased", err)
+	}
+	for deadline := time.Now().Add(5 * time.Second); ; {
+		_, err := b.Open(t.Context(), old)
+		if errors.Is(err, seal.ErrErased) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("another process still answers %v, want ErrErased", err)
+		}
+	}
+	fresh := sealed(t, b, "birds", "org_1", "later")
+	for _, k := range []*seal.Keys{a, b} {
+		if _, err := k.Open(t.Context(), old); !errors.Is(err, seal.ErrErased) {
+			t.Errorf("with a new key the old box answers %v, want ErrErased", err)
+		}
+		if plain, err := k.Open(t.Context(), fresh); err != nil || plain != "later" {
+			t.Errorf("the later use opens as %q, %v", plain, err)
+		}
+		if plain, err := k.Open(t.Context(), other); err != nil || plain != "elsewhere" {
+			t.Errorf("another owner's use opens as %q, %v", plain, err)
+		}
+	}
+}
+
+// A box moved to another owner, and one with a changed byte, do not open, and
+// the error does not tell what they held.
+func TestTampered(t *testing.T) {
+	k := open(t, testenv.NATS(t), master)
+	s := sealed(t, k, "birds", "org_1", "203.0.113.9")
+	sealed(t, k, "birds", "org_2", "anything")
+	for name, bad := range map[string]events.Sealed{
+		"moved":      {Key: "birds.org_2.2026-02", Box: s.Box},
+		"changed":    {Key: s.Key, Box: "AAAA" + s.Box[4:]},
+		"short":      {Key: s.Key, Box: "AAAA"},
+		"not base64": {Key: s.Key, Box: "203.0.113.9!"},
+	} {
+		_, err := k.Open(t.Context(), &bad)
+		if !errors.Is(err, seal.ErrTampered) || strings.Contains(err.Error(), "203.0") {
+			t.Errorf("%s: %v, want ErrTampered", name, err)
+		}
+	}
+	if _, err := k.Open(t.Context(), &events.Sealed{Key: "no such id *", Box: s.Box}); err == nil {
+		t.Error("an impossible id opens")
+	}
+}
+
+// A wrong master key is refused before anything is sealed with it.
+func TestWrongMaster(t *testing.T) {
+	n := testenv.NATS(t)
+	open(t, n, master)
+	if _, err := seal.Open(t.Context(), jet(t, n), seal.Master{9}, 1); !errors.Is(err, seal.ErrWrongMaster) {
+		t.Errorf("%v, want ErrWrongMaster", err)
+	}
+}
+
+// A bucket that would lose data keys by itself is refused.
+func TestWrongBucket(t *testing.T) {
+	n := testenv.NATS(t)
+	js := jet(t, n)
+	if _, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: seal.Bucket, TTL: time.Hour}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := seal.Open(t.Context(), js, master, 1); err == nil || !strings.Contains(err.Error(), "TTL") {
+		t.Errorf("%v, want a refusal that names the TTL", err)
+	}
+}
+
+// A new month's keys are made together.
+func TestPrime(t *testing.T) {
+	n := testenv.NATS(t)
+	k := open(t, n, master)
+	var ids []string
+	for i := range 100 {
+		ids = append(ids, seal.KeyID("birds", fmt.Sprint("org_", i), at))
+	}
+	if err := k.Prime(t.Context(), ids...); err != nil {
+		t.Fatal(err)
+	}
+	n.Shutdown()
+	if s := sealed(t, k, "birds", "org_42", "x"); s.Key != ids[42] {
+		t.Errorf("sealed with %s", s.Key)
+	}
+}
+
+func TestMasterFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "master key")
+	var made [4]seal.Master
+	var wg sync.WaitGroup
+	for i := range made {
+		wg.Go(func() { made[i], _ = seal.LoadOrCreateMaster(path) })
+	}
+	wg.Wait()
+	for _, m := range made {
+		if m != made[0] || m == (seal.Master{}) {
+			t.Fatal("processes that start at once do not agree on the master key")
+		}
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("mode %v, %v, want 0600", info.Mode(), err)
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if shown := fmt.Sprintf("%v %s %x %+v", made[0], made[0], made[0], struct{ M seal.Master }{made[0]}); strings.Contains(shown, string(b[:8])) {
+		t.Error("a master key shows itself when printed")
+	}
+	// A file that others may read is refused, and so is one that is no key.
+	if err := os.Chmod(path, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := seal.LoadOrCreateMaster(path); err == nil || !strings.Contains(err.Error(), "chmod 600") {
+		t.Errorf("%v, want a refusal that says what to do", err)
+	}
+	if err := errors.Join(os.Chmod(path, 0o600), os.WriteFile(path, []byte("hunter2\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := seal.LoadOrCreateMaster(path); err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("%v, want a refusal without the content", err)
+	}
+}
+
+func BenchmarkSeal(b *testing.B) {
+	k := open(b, testenv.NATS(b), master)
+	for b.Loop() {
+		if _, err := k.Seal(b.Context(), "birds", "org_1", at, "203.0.113.9"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
