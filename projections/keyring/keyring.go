@@ -1,0 +1,604 @@
+// Package keyring holds the state of all keys, owners and keyspaces in memory
+// by following LEDGER. It is what commands are decided with and requests are
+// verified with.
+//
+// It promises that what it answers is the fold of domain.Evolve over every
+// fact up to [Ring.Sequence], in stream order, and that values it hands out
+// never change. It can be behind the stream; [Ring.Wait] waits for a sequence.
+// A stream that cannot be read to the next fact ends [Ring.Run] with an error:
+// the ring then still answers, with the last state that it had.
+package keyring
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/maphash"
+	"iter"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/ledger"
+)
+
+const shards = 64
+
+// Ring is the state of everything. Readers may be many; records are applied
+// by one goroutine, in order.
+type Ring struct {
+	// OnKeyspace, when set before Run, is called with every keyspace that was
+	// configured, in order, by the goroutine that applies records.
+	OnKeyspace func(*domain.Keyspace)
+
+	seed   maphash.Seed
+	shards [shards]shard
+	spaces atomic.Pointer[map[string]*domain.Keyspace] // replaced whole: there are few
+
+	sequence atomic.Uint64 // of the last record applied, as announced to those who wait
+
+	// deciding is held for writing while one record is applied, and for reading
+	// while a State is put together, so that its parts are of one moment.
+	// Verification does not take it: it reads one key.
+	deciding sync.RWMutex
+	applied  uint64 // of the last record applied
+	rootLast uint64 // of the last record in the keyspace of root keys
+
+	ready    chan struct{}
+	isReady  bool // owned by the applying goroutine
+
+	mu       sync.Mutex // guards what follows
+	waiters  []waiter
+	void     map[uint64]struct{}
+	commands map[string]Done
+	recent   []Done // in stream order, so that the old ones are at the front
+	collided map[secretID]*entry
+
+	grants map[uint64]*domain.Grant // owned by the applying goroutine, see share
+}
+
+// shard is a part of the keys and owners; mu guards its maps. What an entry
+// points to is replaced atomically, so a reader holds mu only to find it.
+type shard struct {
+	mu      sync.RWMutex
+	ids     map[string]*entry
+	secrets map[uint64]*entry // by secretID.short
+	owners  map[ownerID]*ownerEntry
+}
+
+type entry struct{ key atomic.Pointer[domain.Key] }
+
+type ownerEntry struct {
+	owner atomic.Pointer[domain.Owner] // nil for the owner of root keys, who is nobody
+	mu    sync.Mutex
+	keys  []*entry // in order of creation; append only
+
+	// The last admission under the owner's cap. Its key follows in the same
+	// atomic batch; until it has been applied the admission stands for it.
+	admitted   string
+	admittedAt uint64
+}
+
+type ownerID struct{ keyspace, id string }
+
+type secretID struct {
+	keyspace string
+	hash     [32]byte
+}
+
+// short is what a secret is found by: eight bytes instead of forty. Someone
+// who imports hashes can make two of them meet; the second is then kept whole.
+func (s secretID) short(seed maphash.Seed) uint64 {
+	return binary.LittleEndian.Uint64(s.hash[:8]) ^ maphash.String(seed, s.keyspace)
+}
+
+type waiter struct {
+	sequence uint64
+	reached  chan struct{}
+}
+
+// Done is a command with an idempotency key that has taken effect.
+type Done struct {
+	Which, What string // see domain.SplitCommandID
+	Keyspace    string
+	Owner       string
+	Key         string
+	Sequence    uint64 // of its last fact
+	Time        events.Time
+}
+
+// Remembered is how long an idempotency key is known.
+const Remembered = 24 * time.Hour
+
+// New returns a ring that knows the built-in keyspace and nothing else.
+func New() *Ring {
+	r := &Ring{
+		seed:     maphash.MakeSeed(),
+		ready:    make(chan struct{}),
+		void:     map[uint64]struct{}{},
+		commands: map[string]Done{},
+		collided: map[secretID]*entry{},
+		grants:   map[uint64]*domain.Grant{},
+	}
+	for i := range r.shards {
+		r.shards[i] = shard{ids: map[string]*entry{}, secrets: map[uint64]*entry{}, owners: map[ownerID]*ownerEntry{}}
+	}
+	r.spaces.Store(&map[string]*domain.Keyspace{events.RootKeyspace: domain.RootKeyspace()})
+	return r
+}
+
+// Run applies LEDGER from where the ring is until ctx ends, and returns why it
+// ended: an error of ctx, or what is wrong with the stream.
+func (r *Ring) Run(ctx context.Context, l *ledger.Ledger) error {
+	head, err := l.Head(ctx, events.Ledger)
+	if err != nil {
+		return fmt.Errorf("keyring: %w", err)
+	}
+	r.settle(head)
+	for batch, err := range l.FollowBatches(ctx, events.Ledger, r.Sequence(), 4096, 0) {
+		if err != nil {
+			return fmt.Errorf("keyring: %w", err)
+		}
+		for i := range batch {
+			r.apply(batch[i])
+		}
+		r.reach(batch[len(batch)-1].Sequence)
+		r.settle(head)
+	}
+	return ctx.Err()
+}
+
+func (r *Ring) settle(head uint64) {
+	if !r.isReady && r.Sequence() >= head {
+		r.isReady = true
+		close(r.ready)
+	}
+}
+
+// Ready is closed once the ring has applied all that was in the stream when
+// Run began.
+func (r *Ring) Ready() <-chan struct{} { return r.ready }
+
+// Sequence is the last record applied.
+func (r *Ring) Sequence() uint64 { return r.sequence.Load() }
+
+// Wait waits until the record at sequence has been applied.
+func (r *Ring) Wait(ctx context.Context, sequence uint64) error {
+	if r.Sequence() >= sequence {
+		return nil
+	}
+	r.mu.Lock()
+	if r.Sequence() >= sequence {
+		r.mu.Unlock()
+		return nil
+	}
+	w := waiter{sequence, make(chan struct{})}
+	r.waiters = append(r.waiters, w)
+	r.mu.Unlock()
+	select {
+	case <-w.reached:
+		return nil
+	case <-ctx.Done():
+		r.mu.Lock()
+		r.waiters = slices.DeleteFunc(r.waiters, func(o waiter) bool { return o.reached == w.reached })
+		r.mu.Unlock()
+		return fmt.Errorf("keyring is at sequence %d and did not reach %d: %w", r.Sequence(), sequence, ctx.Err())
+	}
+}
+
+func (r *Ring) reach(sequence uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sequence.Store(sequence)
+	r.waiters = slices.DeleteFunc(r.waiters, func(w waiter) bool {
+		if w.sequence > sequence {
+			return false
+		}
+		close(w.reached)
+		return true
+	})
+}
+
+// Apply applies one record. Records MUST come in stream order, from one
+// goroutine, and not while Run runs.
+func (r *Ring) Apply(rec events.Record) {
+	r.apply(rec)
+	r.reach(rec.Sequence)
+}
+
+func (r *Ring) apply(rec events.Record) {
+	r.deciding.Lock()
+	defer r.deciding.Unlock()
+	r.applied = rec.Sequence
+	e := &rec.Event
+	if e.Keyspace == events.RootKeyspace {
+		r.rootLast = rec.Sequence
+	}
+	before := domain.State{Keyspace: r.Keyspace(e.Keyspace)}
+	if e.Owner != "" {
+		before.Owner = r.Owner(e.Keyspace, e.Owner)
+	}
+	var at *entry
+	if e.Key != "" {
+		if at = r.entry(e.Key); at != nil {
+			before.Key = at.key.Load()
+		}
+	}
+	if !domain.Holds(before, *e) {
+		r.mu.Lock()
+		r.void[rec.Sequence] = struct{}{}
+		r.mu.Unlock()
+	} else {
+		r.remember(rec)
+	}
+	after := domain.Evolve(before, rec)
+	if after.Keyspace != before.Keyspace {
+		r.storeKeyspace(after.Keyspace)
+	}
+	if after.Owner != before.Owner {
+		o := r.ownerEntry(e.Keyspace, e.Owner)
+		o.owner.Store(after.Owner)
+		if d, ok := e.Data.(events.OwnerKeyAdmitted); ok {
+			o.admitted, o.admittedAt = d.Key, rec.Sequence
+		}
+	}
+	if after.Key != before.Key {
+		r.storeKey(at, before.Key, after.Key)
+	}
+}
+
+func (r *Ring) storeKeyspace(k *domain.Keyspace) {
+	spaces := maps.Clone(*r.spaces.Load())
+	spaces[k.Document.Keyspace] = k
+	r.spaces.Store(&spaces)
+	if r.OnKeyspace != nil {
+		r.OnKeyspace(k)
+	}
+}
+
+func (r *Ring) storeKey(at *entry, before, after *domain.Key) {
+	if before == nil || before.Grant != after.Grant {
+		after.Grant = r.share(after.Grant)
+	}
+	if at != nil {
+		// The state first: whoever finds the new secret must find the key that has it.
+		at.key.Store(after)
+	} else {
+		at = &entry{}
+		at.key.Store(after)
+		s := r.idShard(after.ID)
+		s.mu.Lock()
+		s.ids[after.ID] = at
+		s.mu.Unlock()
+		o := r.ownerEntry(after.Keyspace, after.Owner)
+		o.mu.Lock()
+		o.keys = append(o.keys, at)
+		o.mu.Unlock()
+	}
+	if before == nil || before.Hash != after.Hash {
+		r.storeSecret(secretID{after.Keyspace, after.Hash}, at)
+	}
+}
+
+func (r *Ring) storeSecret(id secretID, at *entry) {
+	s, short := &r.shards[id.hash[8]%shards], id.short(r.seed)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	other := s.secrets[short]
+	if other == nil || other == at {
+		s.secrets[short] = at
+		return
+	}
+	if has(other.key.Load(), id) {
+		return // the first key with a secret keeps it
+	}
+	r.mu.Lock()
+	if r.collided[id] == nil {
+		r.collided[id] = at
+	}
+	r.mu.Unlock()
+}
+
+func has(k *domain.Key, id secretID) bool {
+	if k.Keyspace != id.keyspace {
+		return false
+	}
+	return k.Hash == id.hash || k.More != nil && slices.ContainsFunc(k.Earlier, func(e domain.Earlier) bool { return e.Hash == id.hash })
+}
+
+// share returns a grant equal to g that other keys have, if there is one at
+// hand. It forgets all it knows from time to time, so that grants which no key
+// has any more can go.
+func (r *Ring) share(g *domain.Grant) *domain.Grant {
+	if len(r.grants) >= 1<<16 {
+		clear(r.grants)
+	}
+	h := r.grantHash(g)
+	if old := r.grants[h]; old != nil && equal(old, g) {
+		return old
+	}
+	r.grants[h] = g
+	return g
+}
+
+func (r *Ring) grantHash(g *domain.Grant) uint64 {
+	var h maphash.Hash
+	h.SetSeed(r.seed)
+	for _, s := range []string{g.Keyspace, g.Owner, g.Environment, g.Plan, g.CreatedBy.ID} {
+		h.WriteString(s)
+		h.WriteByte(0)
+	}
+	for _, list := range [][]string{g.Scopes, g.Resources} {
+		for _, s := range list {
+			h.WriteString(s)
+			h.WriteByte(0)
+		}
+		h.WriteByte(1)
+	}
+	return h.Sum64()
+}
+
+func equal(a, b *domain.Grant) bool {
+	return a.Keyspace == b.Keyspace && a.Owner == b.Owner && a.Environment == b.Environment && a.Plan == b.Plan &&
+		a.CreatedBy == b.CreatedBy && a.Role == b.Role && (a.For == b.For || a.For != nil && b.For != nil && *a.For == *b.For) &&
+		slices.Equal(a.Scopes, b.Scopes) && slices.Equal(a.Resources, b.Resources) && maps.Equal(a.Limits, b.Limits) &&
+		slices.Equal(a.AllowedOrigins, b.AllowedOrigins) && slices.Equal(a.AllowedIPs, b.AllowedIPs)
+}
+
+func (r *Ring) remember(rec events.Record) {
+	which, what, ok := domain.SplitCommandID(rec.Event.Command)
+	if !ok {
+		return
+	}
+	oldest := events.At(time.Now().Add(-Remembered))
+	if rec.Event.Time < oldest {
+		return
+	}
+	d := Done{which, what, rec.Event.Keyspace, rec.Event.Owner, rec.Event.Key, rec.Sequence, rec.Event.Time}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.recent) > 0 && r.recent[0].Time < oldest {
+		if old := r.recent[0]; r.commands[old.Which].Sequence == old.Sequence {
+			delete(r.commands, old.Which)
+		}
+		r.recent = r.recent[1:]
+	}
+	r.commands[which] = d
+	r.recent = append(r.recent, d)
+}
+
+// Done says whether a command with this idempotency key took effect in the
+// last 24 hours.
+func (r *Ring) Done(which string, now time.Time) (Done, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d, ok := r.commands[which]
+	return d, ok && d.Time >= events.At(now.Add(-Remembered))
+}
+
+// Void waits until the record at sequence has been applied and says whether
+// it was void.
+func (r *Ring) Void(ctx context.Context, sequence uint64) (bool, error) {
+	if err := r.Wait(ctx, sequence); err != nil {
+		return false, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, void := r.void[sequence]
+	return void, nil
+}
+
+func (r *Ring) idShard(id string) *shard {
+	return &r.shards[maphash.String(r.seed, id)%shards]
+}
+
+func (r *Ring) entry(id string) *entry {
+	s := r.idShard(id)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.ids[id]
+}
+
+func (r *Ring) findOwner(keyspace, id string) *ownerEntry {
+	s := r.idShard(id)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.owners[ownerID{keyspace, id}]
+}
+
+func (r *Ring) ownerEntry(keyspace, id string) *ownerEntry {
+	s := r.idShard(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.owners[ownerID{keyspace, id}]
+	if o == nil {
+		o = &ownerEntry{}
+		s.owners[ownerID{keyspace, id}] = o
+	}
+	return o
+}
+
+// Keyspace is a keyspace by its id, or nil.
+func (r *Ring) Keyspace(id string) *domain.Keyspace { return (*r.spaces.Load())[id] }
+
+// Keyspaces are all configured keyspaces by id, without the built-in one.
+func (r *Ring) Keyspaces() []*domain.Keyspace {
+	spaces := *r.spaces.Load()
+	var list []*domain.Keyspace
+	for _, id := range slices.Sorted(maps.Keys(spaces)) {
+		if id != events.RootKeyspace {
+			list = append(list, spaces[id])
+		}
+	}
+	return list
+}
+
+// Owner is an owner of a keyspace, or nil.
+func (r *Ring) Owner(keyspace, id string) *domain.Owner {
+	if o := r.findOwner(keyspace, id); o != nil {
+		return o.owner.Load()
+	}
+	return nil
+}
+
+// Key is a key by its id, deleted ones included, or nil.
+func (r *Ring) Key(id string) *domain.Key {
+	if e := r.entry(id); e != nil {
+		return e.key.Load()
+	}
+	return nil
+}
+
+// BySecret is the key of a keyspace that has or had the secret with this
+// SHA-256 hash, or nil.
+func (r *Ring) BySecret(keyspace string, hash [32]byte) *domain.Key {
+	id := secretID{keyspace, hash}
+	s := &r.shards[hash[8]%shards]
+	s.mu.RLock()
+	at := s.secrets[id.short(r.seed)]
+	s.mu.RUnlock()
+	if at == nil {
+		return nil
+	}
+	if k := at.key.Load(); has(k, id) {
+		return k
+	}
+	r.mu.Lock()
+	at = r.collided[id]
+	r.mu.Unlock()
+	if at == nil {
+		return nil
+	}
+	return at.key.Load()
+}
+
+// Keys are the keys of one owner in order of creation, deleted ones included.
+// The owner of root keys is the empty one.
+func (r *Ring) Keys(keyspace, owner string) iter.Seq[*domain.Key] {
+	return func(yield func(*domain.Key) bool) {
+		o := r.findOwner(keyspace, owner)
+		if o == nil {
+			return
+		}
+		o.mu.Lock()
+		keys := o.keys[:len(o.keys):len(o.keys)]
+		o.mu.Unlock()
+		for _, e := range keys {
+			if !yield(e.key.Load()) {
+				return
+			}
+		}
+	}
+}
+
+// Owners are the owners of a keyspace, in no order.
+func (r *Ring) Owners(keyspace string) []*domain.Owner {
+	var list []*domain.Owner
+	for i := range r.shards {
+		s := &r.shards[i]
+		s.mu.RLock()
+		for id, o := range s.owners {
+			if owner := o.owner.Load(); id.keyspace == keyspace && owner != nil {
+				list = append(list, owner)
+			}
+		}
+		s.mu.RUnlock()
+	}
+	return list
+}
+
+// ActiveKeys counts an owner's keys that are neither revoked, deleted nor expired.
+func (r *Ring) ActiveKeys(keyspace, owner string, now time.Time) int {
+	n := 0
+	for k := range r.Keys(keyspace, owner) {
+		if k.Active(events.At(now)) {
+			n++
+		}
+	}
+	return n
+}
+
+// State is what a command about a key (or an owner, or a keyspace, with the
+// rest empty) is decided with, and the last sequence of each subject that it
+// may append to: what an append there expects.
+func (r *Ring) State(keyspace, owner, key string, now time.Time) (s domain.State, expect Expect) {
+	r.deciding.RLock()
+	defer r.deciding.RUnlock()
+	s.Keyspace = r.Keyspace(keyspace)
+	if s.Keyspace != nil {
+		expect.Keyspace = s.Keyspace.Sequence
+	}
+	if owner != "" {
+		if s.Owner = r.Owner(keyspace, owner); s.Owner != nil {
+			expect.Owner = s.Owner.Sequence
+		}
+		// Only a plan with a cap asks, and counting costs the owner's keys.
+		if s.Keyspace != nil && capped(s.Keyspace) {
+			s.ActiveKeys = r.ActiveKeys(keyspace, owner, now)
+			if o := r.findOwner(keyspace, owner); o != nil && o.admittedAt == r.applied && r.applied > 0 {
+				if k := r.Key(o.admitted); k == nil || !k.Active(events.At(now)) {
+					s.ActiveKeys++
+				}
+			}
+		}
+	}
+	if k := r.Key(key); k != nil && k.Keyspace == keyspace && k.Owner == owner {
+		s.Key, expect.Key = k, k.Sequence
+	}
+	if keyspace == events.RootKeyspace {
+		for k := range r.Keys(keyspace, "") {
+			if k.Role == domain.Operator && k.Active(events.At(now)) {
+				s.Operators++
+			}
+		}
+		last := r.rootLast
+		expect = Expect{last, last, last}
+	}
+	return s, expect
+}
+
+func capped(k *domain.Keyspace) bool {
+	for _, p := range k.Plans {
+		if p.MaxKeys != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// Expect are the last sequences of the subjects of a state; 0 for a subject
+// that is not known to have facts.
+type Expect struct{ Keyspace, Owner, Key uint64 }
+
+// Users says who uses each plan, scope and environment of a keyspace. Revoked
+// and deleted keys use nothing.
+func (r *Ring) Users(keyspace string) domain.Users {
+	u := domain.Users{Plans: map[string][]string{}, Scopes: map[string][]string{}, Environments: map[string][]string{}}
+	for _, o := range r.Owners(keyspace) {
+		if o.Plan != "" {
+			u.Plans[o.Plan] = append(u.Plans[o.Plan], o.ID)
+		}
+		for k := range r.Keys(keyspace, o.ID) {
+			if k.Revoked() {
+				continue
+			}
+			u.Environments[k.Environment] = append(u.Environments[k.Environment], k.ID)
+			if k.Plan != "" {
+				u.Plans[k.Plan] = append(u.Plans[k.Plan], k.ID)
+			}
+			for _, s := range k.Scopes {
+				u.Scopes[s] = append(u.Scopes[s], k.ID)
+			}
+		}
+	}
+	for _, m := range []map[string][]string{u.Plans, u.Scopes, u.Environments} {
+		for _, users := range m {
+			slices.Sort(users)
+		}
+	}
+	return u
+}
