@@ -246,3 +246,40 @@ func BenchmarkSeal(b *testing.B) {
 		}
 	}
 }
+
+// A page's uses carry their personal data in clear until the page is written;
+// encoded too early they lack it. Sealing again changes nothing.
+func TestPrepare(t *testing.T) {
+	k := open(t, testenv.NATS(t), master)
+	used := events.New(events.KeyUsed{Decision: "dec_1"}, at)
+	used.Keyspace, used.Owner = "birds", "org_1"
+	used.Data = seal.Use{KeyUsed: events.KeyUsed{Decision: "dec_1"}, ClearIP: "203.0.113.9", ClearUserAgent: "curl/8"}
+	rejected := events.New(events.CredentialRejected{}, at)
+	rejected.Keyspace = "birds"
+	rejected.Data = seal.Rejected{CredentialRejected: events.CredentialRejected{Code: "UNKNOWN_KEY"}, ClearIP: "203.0.113.9"}
+	other := events.New(events.KeyDenied{Code: "EXPIRED"}, at)
+	page := []events.Envelope{used, rejected, other}
+
+	for _, e := range page {
+		if b, err := events.Encode(e); err != nil || strings.Contains(string(b), "203.0") || strings.Contains(string(b), "curl") {
+			t.Errorf("encoded too early: %s, %v", b, err)
+		}
+	}
+	for range 2 {
+		if err := k.Prepare(t.Context(), page); err != nil {
+			t.Fatal(err)
+		}
+	}
+	u, r := page[0].Data.(events.KeyUsed), page[1].Data.(events.CredentialRejected)
+	for _, c := range []struct {
+		s    *events.Sealed
+		want string
+	}{{u.SourceIP, "203.0.113.9"}, {u.UserAgent, "curl/8"}, {r.SourceIP, "203.0.113.9"}} {
+		if plain, err := k.Open(t.Context(), c.s); err != nil || plain != c.want {
+			t.Errorf("opens as %q, %v, want %q", plain, err, c.want)
+		}
+	}
+	if r.SourceIP.Key != "birds._.2026-02" {
+		t.Errorf("without an owner sealed with %q", r.SourceIP.Key)
+	}
+}
