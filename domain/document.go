@@ -1,6 +1,7 @@
 package domain
 
 import (
+	"bytes"
 	"encoding/json"
 
 	"github.com/keyledger/keyledger/events"
@@ -25,11 +26,25 @@ type Document struct {
 	LastUsed       string                `json:"last_used"` // any | successful
 	AllowedOrigins bool                  `json:"allowed_origins"`
 	Cost           CostRules             `json:"cost"`
-	RateHeaders    []string              `json:"rate_headers,omitempty"` // x-ratelimit, retry-after, ietf
-	Answers        map[string]Answer     `json:"answers,omitempty"`      // by code, or default
+	RateHeaders    []string              `json:"rate_headers,omitzero"` // x-ratelimit, retry-after, ietf; empty: none
+	Answers        map[string]Answer     `json:"answers,omitempty"`     // by code, or default
 	PublicRoutes   []PublicRoute         `json:"public_routes,omitempty"`
 	Console        Console               `json:"console"`
 	Alerts         []AlertRule           `json:"alerts,omitempty"`
+}
+
+// JSON is the one way to write the document: defaults filled in, names sorted,
+// bodies of answers in the order of their author. The same document gives the
+// same bytes, and ParseDocument reads them back to an equal document.
+func (d *Document) JSON() []byte {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(d); err != nil {
+		// Only a raw body that is no JSON can fail, and ParseDocument makes none.
+		panic("keyspace document " + d.Keyspace + ": " + err.Error())
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n"))
 }
 
 // CredentialRules say where the secret stands in a request.
@@ -81,7 +96,7 @@ type Plan struct {
 	Access  *bool                      `json:"access,omitempty"` // nil: true
 	Limits  events.Limits              `json:"limits,omitempty"` // no entry: unlimited
 	MaxKeys *int                       `json:"max_keys,omitempty"`
-	Scopes  []string                   `json:"scopes,omitempty"` // nil: all
+	Scopes  []string                   `json:"scopes,omitzero"` // nil: all; empty: none
 	Details map[string]json.RawMessage `json:"details,omitempty"`
 }
 
@@ -121,7 +136,7 @@ type CostRules struct {
 
 // Answer is how a refusal looks on the wire, a template.
 type Answer struct {
-	Status           int               `json:"status"`
+	Status           int               `json:"status,omitempty"` // 0: the code's own
 	Message          string            `json:"message,omitempty"`
 	DocumentationURL string            `json:"documentation_url,omitempty"`
 	Headers          map[string]string `json:"headers,omitempty"`
@@ -131,7 +146,7 @@ type Answer struct {
 // PublicRoute needs no credential.
 type PublicRoute struct {
 	Route  string          `json:"route"`
-	Status int             `json:"status"`
+	Status int             `json:"status,omitempty"` // 0: the upstream answers
 	Body   json.RawMessage `json:"body,omitempty"`
 }
 
