@@ -55,12 +55,12 @@ func removeAfter(dir string) error {
 	if err := sh.Start(); err != nil {
 		return fmt.Errorf("start the shell that removes %s: %w", dir, err)
 	}
-	keepOpen = in
+	keepOpen.Store(in, true)
 	return nil
 }
 
-// keepOpen holds the write end whose closing tells the shell that the process has ended.
-var keepOpen any
+// keepOpen holds the write ends whose closing tells a shell that the process has ended.
+var keepOpen sync.Map
 
 var databases atomic.Int64
 
