@@ -2,7 +2,6 @@ package domain
 
 import (
 	"bytes"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -617,7 +616,7 @@ func (p *problems) future(path string, at, now events.Time) {
 }
 
 func (p *problems) secret(s events.Secret) {
-	if b, err := hex.DecodeString(s.SHA256); err != nil || len(b) != 32 || s.SHA256 != strings.ToLower(s.SHA256) {
+	if _, ok := ParseHash(s.SHA256); !ok {
 		p.add("sha256", "is not a SHA-256 hash", "64 hexadecimal digits in lower case")
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"github.com/keyledger/keyledger/events"
 )
@@ -194,9 +195,20 @@ func endGraces(earlier []Earlier, at events.Time) {
 
 // parseHash reads a hash as the ledger holds it. The hash of a fact in its
 // public form is absent: it becomes the zero hash, which no secret has.
-func parseHash(s string) (h [32]byte) {
-	_, _ = hex.Decode(h[:], []byte(s[:min(len(s), 64)]))
+func parseHash(s string) [32]byte {
+	h, _ := ParseHash(s)
 	return h
+}
+
+// ParseHash reads a SHA-256 hash in lower-case hex.
+func ParseHash(s string) (h [32]byte, ok bool) {
+	if len(s) != 64 || s != strings.ToLower(s) {
+		return h, false
+	}
+	if _, err := hex.Decode(h[:], []byte(s)); err != nil {
+		return [32]byte{}, false
+	}
+	return h, true
 }
 
 // Revoked says whether a key is refused for ever; a deleted one is too.

@@ -48,8 +48,8 @@ type Ring struct {
 	applied  uint64 // of the last record applied
 	rootLast uint64 // of the last record in the keyspace of root keys
 
-	ready    chan struct{}
-	isReady  bool // owned by the applying goroutine
+	ready   chan struct{}
+	isReady bool // owned by the applying goroutine
 
 	mu       sync.Mutex // guards what follows
 	waiters  []waiter
