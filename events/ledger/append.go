@@ -1,0 +1,408 @@
+package ledger
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/keyledger/keyledger/events"
+)
+
+const (
+	sequenceHeader = "Ledger-Sequence" // on FEED: the fact's place in LEDGER
+
+	expectSubject = "Nats-Expected-Last-Subject-Sequence"
+	expectStream  = "Nats-Expected-Last-Sequence"
+	batchID       = "Nats-Batch-Id"
+	batchSequence = "Nats-Batch-Sequence"
+	batchCommit   = "Nats-Batch-Commit"
+
+	// MaxBatch is how many facts the server takes in one atomic batch.
+	MaxBatch = 1000
+
+	// answerWait is how long one attempt waits for its answer before it is
+	// resolved by reading back. A disk may take this long to sync.
+	answerWait = 2 * time.Second
+)
+
+// Expect is a fact and the sequence at which its subject must be: that of the
+// last fact on it, 0 for none. In a batch only the first fact on a subject
+// states it.
+type Expect struct {
+	Expected uint64
+	Event    events.Envelope
+}
+
+type pubAck struct {
+	Error     *jetstream.APIError `json:"error"`
+	Stream    string              `json:"stream"`
+	Sequence  uint64              `json:"seq"`
+	Duplicate bool                `json:"duplicate"`
+	Count     uint64              `json:"count"`
+}
+
+// Append stores a fact in LEDGER, on disk, when the last fact on its subject is
+// at the expected sequence (0: none), and returns its own. Otherwise it fails
+// with [ErrConflict], [ErrUnavailable] or [ErrTooLarge] and has stored nothing,
+// or with [ErrUnknownOutcome].
+func (l *Ledger) Append(ctx context.Context, expected uint64, e events.Envelope) (uint64, error) {
+	m, err := l.message(events.Subject(e.Keyspace, e.Owner, e.Key), e)
+	if err != nil {
+		return 0, err
+	}
+	m.Header[expectSubject] = []string{strconv.FormatUint(expected, 10)}
+	return l.append(ctx, attempt{
+		stream: events.Ledger, id: e.ID,
+		publish: func(ctx context.Context) (uint64, error) {
+			ack, err := l.publish(ctx, m)
+			return ack.Sequence, err
+		},
+		stored: func(ctx context.Context) (*message, error) {
+			return l.get(ctx, events.Ledger, getRequest{Seq: expected + 1, NextFor: m.Subject})
+		},
+	})
+}
+
+// AppendBatch stores facts in LEDGER, all or none, with nothing between them,
+// and returns the sequence of the first. It fails as [Ledger.Append] does.
+func (l *Ledger) AppendBatch(ctx context.Context, batch []Expect) (first uint64, err error) {
+	switch len(batch) {
+	case 0:
+		return 0, errors.New("empty batch")
+	case 1: // cheaper as a plain message
+		return l.Append(ctx, batch[0].Expected, batch[0].Event)
+	}
+	if len(batch) > MaxBatch {
+		return 0, fmt.Errorf("a batch of %d facts: %w (at most %d)", len(batch), ErrTooLarge, MaxBatch)
+	}
+	messages := make([]*nats.Msg, len(batch))
+	stated := map[string]bool{}
+	for i, x := range batch {
+		m, err := l.message(events.Subject(x.Event.Keyspace, x.Event.Owner, x.Event.Key), x.Event)
+		if err != nil {
+			return 0, err
+		}
+		if !stated[m.Subject] {
+			m.Header[expectSubject] = []string{strconv.FormatUint(x.Expected, 10)}
+			stated[m.Subject] = true
+		}
+		m.Header[batchSequence] = []string{strconv.Itoa(i + 1)}
+		messages[i] = m
+	}
+	last := messages[len(messages)-1]
+	last.Header[batchCommit] = []string{"1"}
+
+	select {
+	case l.batches <- struct{}{}:
+		defer func() { <-l.batches }()
+	case <-ctx.Done():
+		return 0, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	}
+	return l.append(ctx, attempt{
+		stream: events.Ledger, id: batch[0].Event.ID,
+		publish: func(ctx context.Context) (uint64, error) {
+			id := []string{events.NewID("batch", time.Now())}
+			for _, m := range messages {
+				m.Header[batchID] = id
+			}
+			for _, m := range messages[:len(messages)-1] {
+				if err := l.nc.PublishMsg(m); err != nil {
+					return 0, err
+				}
+			}
+			ack, err := l.publish(ctx, last)
+			if err != nil {
+				return 0, err
+			}
+			if ack.Count != uint64(len(batch)) {
+				return 0, fmt.Errorf("the server stored %d of %d facts of an atomic batch", ack.Count, len(batch))
+			}
+			return ack.Sequence - ack.Count + 1, nil
+		},
+		stored: func(ctx context.Context) (*message, error) {
+			return l.get(ctx, events.Ledger, getRequest{Seq: batch[0].Expected + 1, NextFor: messages[0].Subject})
+		},
+	})
+}
+
+// AppendFeed stores the public form of a fact in FEED when FEED's last sequence
+// is the expected one, with the CloudEvents attributes as headers.
+func (l *Ledger) AppendFeed(ctx context.Context, expectedLast, ledgerSequence uint64, e events.Envelope) (uint64, error) {
+	e = events.Public(e)
+	m, err := l.message(events.FeedSubject(e), e)
+	if err != nil {
+		return 0, err
+	}
+	m.Header[expectStream] = []string{strconv.FormatUint(expectedLast, 10)}
+	m.Header[sequenceHeader] = []string{strconv.FormatUint(ledgerSequence, 10)}
+	for name, value := range map[string]string{
+		"ce-specversion": "1.0", "ce-id": e.ID, "ce-type": e.Type, "ce-time": e.Time.String(),
+		"ce-source": "/keyledger/" + e.Keyspace, "ce-subject": ceSubject(e),
+		"ce-datacontenttype": "application/json",
+	} {
+		m.Header[name] = []string{value}
+	}
+	return l.append(ctx, attempt{
+		stream: events.Feed, id: e.ID,
+		publish: func(ctx context.Context) (uint64, error) {
+			ack, err := l.publish(ctx, m)
+			return ack.Sequence, err
+		},
+		stored: func(ctx context.Context) (*message, error) {
+			return l.get(ctx, events.Feed, getRequest{Seq: expectedLast + 1})
+		},
+	})
+}
+
+// ceSubject names whom a fact is about: <owner>/<key>, <owner>, or the keyspace.
+func ceSubject(e events.Envelope) string {
+	switch {
+	case e.Key != "" && e.Owner != "":
+		return e.Owner + "/" + e.Key
+	case e.Key != "":
+		return e.Key
+	case e.Owner != "":
+		return e.Owner
+	}
+	return e.Keyspace
+}
+
+// AppendOps stores an act in OPS. It expects nothing; a repeated attempt is
+// recognised by the event's id while the server remembers it.
+func (l *Ledger) AppendOps(ctx context.Context, e events.Envelope) (uint64, error) {
+	m, err := l.message(events.OpsSubject(e), e)
+	if err != nil {
+		return 0, err
+	}
+	m.Header[nats.MsgIdHdr] = []string{e.ID}
+	ctx, cancel := context.WithTimeout(ctx, duplicates/2)
+	defer cancel()
+	return l.append(ctx, attempt{
+		stream: events.Ops, id: e.ID,
+		publish: func(ctx context.Context) (uint64, error) {
+			ack, err := l.publish(ctx, m)
+			return ack.Sequence, err
+		},
+	})
+}
+
+// AppendDLQ stores what a reactor could not deliver, with its headers (why,
+// where from). The body is kept as it is.
+func (l *Ledger) AppendDLQ(ctx context.Context, reactor, id string, header nats.Header, body []byte) (uint64, error) {
+	m := &nats.Msg{Subject: "dlq." + reactor, Header: nats.Header{}, Data: body}
+	for name, values := range header {
+		m.Header[name] = values
+	}
+	m.Header[nats.MsgIdHdr] = []string{id}
+	if err := l.fits(m); err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, duplicates/2)
+	defer cancel()
+	return l.append(ctx, attempt{
+		stream: events.DLQ,
+		publish: func(ctx context.Context) (uint64, error) {
+			ack, err := l.publish(ctx, m)
+			return ack.Sequence, err
+		},
+	})
+}
+
+// pageHead is the last page of one subject of USAGE. Holding mu is the right to
+// append the next one.
+type pageHead struct {
+	mu    sync.Mutex
+	last  uint64
+	known bool // last is what the server had, or answered, last
+}
+
+// AppendPage stores a page of uses, one body per line, on usage.<keyspace>.<node>.
+// A node's pages follow each other: no other process may write under the same
+// node name while this one does. [ErrConflict] says that one does.
+func (l *Ledger) AppendPage(ctx context.Context, keyspace, node string, bodies [][]byte) (uint64, error) {
+	if len(bodies) == 0 {
+		return 0, errors.New("empty page")
+	}
+	m := &nats.Msg{Subject: pageSubject(keyspace, node), Header: nats.Header{}, Data: events.Page(bodies)}
+	if err := l.fits(m); err != nil {
+		return 0, err
+	}
+	first, last := eventID(bodies[0]), eventID(bodies[len(bodies)-1])
+	m.Header[nats.MsgIdHdr] = []string{first}
+
+	v, _ := l.pages.LoadOrStore(m.Subject, &pageHead{})
+	p := v.(*pageHead)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.known {
+		switch previous, err := l.get(ctx, events.Usage, getRequest{LastFor: m.Subject}); {
+		case isNotFound(err):
+			p.last = 0
+		case err != nil:
+			return 0, fmt.Errorf("%w: read the last page of %s: %w", ErrUnavailable, m.Subject, err)
+		default:
+			p.last = previous.sequence
+			if eventID(events.Lines(previous.body)[0]) == first {
+				// The page of an earlier call whose outcome stayed unknown.
+				p.known = true
+				return p.last, nil
+			}
+		}
+		p.known = true
+	}
+	m.Header[expectSubject] = []string{strconv.FormatUint(p.last, 10)}
+	sequence, err := l.append(ctx, attempt{
+		stream: events.Usage, id: last,
+		publish: func(ctx context.Context) (uint64, error) {
+			ack, err := l.publish(ctx, m)
+			return ack.Sequence, err
+		},
+		stored: func(ctx context.Context) (*message, error) {
+			return l.get(ctx, events.Usage, getRequest{Seq: p.last + 1, NextFor: m.Subject})
+		},
+	})
+	if err != nil {
+		p.known = false
+		return 0, err
+	}
+	p.last = sequence
+	return sequence, nil
+}
+
+// message makes the message of one fact.
+func (l *Ledger) message(subject string, e events.Envelope) (*nats.Msg, error) {
+	body, err := events.Encode(e)
+	if err != nil {
+		return nil, err
+	}
+	m := &nats.Msg{Subject: subject, Header: nats.Header{typeHeader: []string{e.Type}}, Data: body}
+	return m, l.fits(m)
+}
+
+// fits leaves room for the headers that an append adds.
+func (l *Ledger) fits(m *nats.Msg) error {
+	if n, most := int64(len(m.Data))+1024, l.nc.MaxPayload(); n > most {
+		return fmt.Errorf("a message of %d bytes on %s: %w (%d bytes)", len(m.Data), m.Subject, ErrTooLarge, most)
+	}
+	return nil
+}
+
+// attempt is one thing to store, however often it must be tried.
+type attempt struct {
+	stream string
+	id     string // of the last fact in the message that stored reads
+
+	// publish tries once. It MUST be harmless to repeat: a second copy of what
+	// was stored is a conflict or a duplicate.
+	publish func(context.Context) (uint64, error)
+
+	// stored reads what now stands where the fact must stand: not found while
+	// nothing does. Nil where the server recognises the repetition itself.
+	stored func(context.Context) (*message, error)
+}
+
+// append tries until the outcome is known or ctx ends. A conflict after a lost
+// answer may be a conflict with our own fact.
+func (l *Ledger) append(ctx context.Context, a attempt) (uint64, error) {
+	unknown := false
+	pause := 5 * time.Millisecond
+	for {
+		if err := l.Err(a.stream); err != nil {
+			return 0, err
+		}
+		try, cancel := context.WithTimeout(ctx, answerWait)
+		sequence, err := a.publish(try)
+		if err == nil {
+			cancel()
+			l.seen(a.stream, sequence, a.id)
+			return sequence, nil
+		}
+		if unknown && isConflict(err) && a.stored != nil {
+			m, err := a.stored(try)
+			switch {
+			case err == nil && lastID(a.stream, m.body) == a.id:
+				cancel()
+				l.seen(a.stream, m.sequence, a.id)
+				return m.sequence, nil
+			case err == nil:
+				cancel()
+				return 0, ErrConflict
+			}
+			// Nothing stands there yet: what we conflict with is still on its way.
+		} else if isConflict(err) {
+			cancel()
+			return 0, ErrConflict
+		} else if !repeatable(err) {
+			cancel()
+			return 0, fmt.Errorf("append to %s: %w", a.stream, err)
+		}
+		cancel()
+		unknown = unknown || lostAnswer(err)
+		if !wait(ctx, pause) {
+			if unknown {
+				return 0, fmt.Errorf("append to %s: %w", a.stream, ErrUnknownOutcome)
+			}
+			return 0, fmt.Errorf("append to %s: %w (%w)", a.stream, ErrUnavailable, err)
+		}
+		pause = min(2*pause, 250*time.Millisecond)
+	}
+}
+
+func isConflict(err error) bool {
+	e, ok := errors.AsType[*jetstream.APIError](err)
+	return ok && (e.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || e.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
+}
+
+// lostAnswer is for errors after which the message may have been stored.
+func lostAnswer(err error) bool {
+	if e, ok := errors.AsType[*jetstream.APIError](err); ok {
+		return e.Code >= 500 // such as a failed write: some replicas may have it
+	}
+	return !errors.Is(err, nats.ErrNoResponders) && repeatable(err)
+}
+
+func repeatable(err error) bool {
+	if e, ok := errors.AsType[*jetstream.APIError](err); ok {
+		// 10176 is an incomplete batch, 10210 too many batches in flight, 10158 a
+		// duplicate still on its way.
+		return e.Code == 503 || e.ErrorCode == 10176 || e.ErrorCode == 10210 || e.ErrorCode == 10158
+	}
+	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrTimeout) ||
+		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
+		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrConnectionReconnecting) ||
+		errors.Is(err, nats.ErrReconnectBufExceeded)
+}
+
+// publish sends one message and waits for the server's answer.
+func (l *Ledger) publish(ctx context.Context, m *nats.Msg) (pubAck, error) {
+	var ack pubAck
+	answer, err := l.nc.RequestMsgWithContext(ctx, m)
+	if err != nil {
+		return ack, err
+	}
+	if err := json.Unmarshal(answer.Data, &ack); err != nil {
+		return ack, fmt.Errorf("unreadable answer of the server: %w", err)
+	}
+	if ack.Error != nil {
+		return ack, ack.Error
+	}
+	if ack.Stream == "" || ack.Sequence == 0 {
+		return ack, fmt.Errorf("the answer %q is none of a stream", answer.Data)
+	}
+	return ack, nil
+}
+
+// pageSubject is where a node's pages of a keyspace stand.
+func pageSubject(keyspace, node string) string {
+	if keyspace == "" { // a credential presented to no keyspace
+		keyspace = events.None
+	}
+	return "usage." + keyspace + "." + node
+}

@@ -1,0 +1,412 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/keyledger/keyledger/events"
+)
+
+// Defaults of [PagesOptions].
+const (
+	DefaultPageBytes  = 256 << 10
+	DefaultPageWithin = 5 * time.Millisecond
+	DefaultPageMemory = 64 << 20
+)
+
+// heldBytes is about what one use takes in memory until it is written.
+const heldBytes = 768
+
+// PagesOptions change how [Pages] writes; the zero value is what the contract says.
+type PagesOptions struct {
+	Within   time.Duration // a page is written at the latest so long after its first use; 0: 5 ms
+	MaxBytes int           // or when it has about so many bytes; 0: 256 KiB
+	Memory   int           // about so many bytes wait in memory at most; 0: 64 MiB
+
+	// Prepare is called with the facts of each page just before they are
+	// encoded, away from the hot path, and may change them: this is where
+	// personal data is sealed. While it fails the page waits and is tried again,
+	// each time with what the last call left.
+	Prepare func(context.Context, []events.Envelope) error
+
+	// Written is told of every page that is on the server's disk.
+	Written func(keyspace string, sequence uint64, facts int)
+
+	Log *slog.Logger // nil: slog.Default()
+}
+
+// Pages writes uses to USAGE, many in one message: at most one page of a
+// keyspace is on its way, and what is recorded meanwhile makes up the next one.
+//
+// A use that was recorded is written, however long the server is away, or
+// counted: when memory is full it is dropped, and the next page begins with a
+// usage.gap that says how many, when and why. Only the end of the process loses
+// what is in memory; [Pages.RecordDurable] and [Pages.Close] are for that.
+type Pages struct {
+	l    *Ledger
+	node string
+	o    PagesOptions
+
+	held atomic.Int64 // facts in memory
+
+	mu     sync.RWMutex // guards books and closed
+	books  map[string]*book
+	closed bool
+
+	ctx      context.Context // of the writers
+	stop     context.CancelCauseFunc
+	finished sync.WaitGroup
+}
+
+// book is one keyspace's pages.
+type book struct {
+	keyspace string
+	wake     chan struct{} // has room for one
+
+	mu      sync.Mutex // guards what follows
+	open    *page      // being filled
+	dropped gap
+	closed  bool
+	flushed *page // the newest page handed to the writer
+}
+
+type page struct {
+	facts  []events.Envelope
+	bytes  int // about
+	first  time.Time
+	urgent bool // somebody waits
+	done   chan struct{}
+	err    error // after done is closed
+}
+
+type gap struct {
+	count    int64
+	from, to time.Time
+	reason   string
+}
+
+func (g *gap) add(n int64, now time.Time, reason string) {
+	if g.count == 0 {
+		g.from, g.reason = now, reason
+	}
+	g.count += n
+	g.to = now
+}
+
+// ErrFull says that memory is full of uses that could not be written yet.
+var ErrFull = errors.New("the uses cannot be recorded: the event store has been away for too long")
+
+// NewPages starts a writer for a node. The name is a subject token, and of no
+// other running process. Close MUST be called.
+func NewPages(l *Ledger, node string, o PagesOptions) *Pages {
+	if o.Within == 0 {
+		o.Within = DefaultPageWithin
+	}
+	if o.MaxBytes == 0 {
+		o.MaxBytes = DefaultPageBytes
+	}
+	if o.Memory == 0 {
+		o.Memory = DefaultPageMemory
+	}
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	ctx, stop := context.WithCancelCause(context.Background())
+	return &Pages{l: l, node: node, o: o, books: map[string]*book{}, ctx: ctx, stop: stop}
+}
+
+// Record adds a fact to its keyspace's next page and returns at once. False says
+// that it was dropped and will be declared.
+func (p *Pages) Record(e events.Envelope) bool {
+	_, err := p.add(e, false)
+	return err == nil
+}
+
+// RecordDurable adds a fact and returns nil when the page with it is on the
+// server's disk. With any error the use MUST NOT be answered as recorded: it may
+// be written yet, or not.
+func (p *Pages) RecordDurable(ctx context.Context, e events.Envelope) error {
+	pg, err := p.add(e, true)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-pg.done:
+		return pg.err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrUnknownOutcome, ctx.Err())
+	}
+}
+
+func (p *Pages) add(e events.Envelope, urgent bool) (*page, error) {
+	b := p.book(e.Keyspace)
+	if b == nil {
+		return nil, ErrClosed
+	}
+	full := int(p.held.Add(1))*heldBytes > p.o.Memory
+	b.mu.Lock()
+	if full || b.closed {
+		p.held.Add(-1)
+		if b.closed {
+			b.mu.Unlock()
+			return nil, ErrClosed
+		}
+		if !urgent { // the caller of a durable one is told, and refuses the request
+			b.dropped.add(1, time.Now(), "the event store was away and memory was full")
+		}
+		b.mu.Unlock()
+		return nil, ErrFull
+	}
+	pg := b.open
+	begun := pg == nil
+	if begun {
+		pg = &page{first: time.Now(), done: make(chan struct{}), facts: make([]events.Envelope, 0, 16)}
+		b.open = pg
+	}
+	pg.facts = append(pg.facts, e)
+	before := pg.bytes
+	pg.bytes += 640 // about what a use is on the wire; encoding tells exactly
+	wake := begun || urgent && !pg.urgent || before < p.o.MaxBytes && pg.bytes >= p.o.MaxBytes
+	pg.urgent = pg.urgent || urgent
+	b.mu.Unlock()
+	if wake {
+		b.poke()
+	}
+	return pg, nil
+}
+
+func (b *book) poke() {
+	select {
+	case b.wake <- struct{}{}:
+	default:
+	}
+}
+
+// book is nil after Close.
+func (p *Pages) book(keyspace string) *book {
+	p.mu.RLock()
+	b := p.books[keyspace]
+	p.mu.RUnlock()
+	if b != nil {
+		return b
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil
+	}
+	if b = p.books[keyspace]; b == nil {
+		b = &book{keyspace: keyspace, wake: make(chan struct{}, 1)}
+		p.books[keyspace] = b
+		p.finished.Go(func() { p.write(b) })
+	}
+	return b
+}
+
+// Held is about how many facts wait in memory.
+func (p *Pages) Held() int { return int(p.held.Load()) }
+
+// Flush returns when everything recorded before the call is on the server's
+// disk, or with the error of ctx.
+func (p *Pages) Flush(ctx context.Context) error {
+	p.mu.RLock()
+	var books []*book
+	for _, b := range p.books {
+		books = append(books, b)
+	}
+	p.mu.RUnlock()
+	var wait []*page
+	for _, b := range books {
+		b.mu.Lock()
+		pg := b.open
+		switch {
+		case pg != nil:
+			pg.urgent = true
+		case b.dropped.count > 0: // an empty page carries the gap
+			pg = &page{first: time.Now(), urgent: true, done: make(chan struct{})}
+			b.open = pg
+		default:
+			pg = b.flushed
+		}
+		b.mu.Unlock()
+		b.poke()
+		if pg != nil {
+			wait = append(wait, pg)
+		}
+	}
+	for _, pg := range wait {
+		select {
+		case <-pg.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// Close writes what is left, gaps included, and stops. When ctx ends first it
+// says how many facts were lost.
+func (p *Pages) Close(ctx context.Context) error {
+	p.mu.Lock()
+	p.closed = true
+	for _, b := range p.books {
+		b.mu.Lock()
+		b.closed = true
+		if b.open != nil {
+			b.open.urgent = true
+		}
+		b.mu.Unlock()
+		b.poke()
+	}
+	p.mu.Unlock()
+	done := make(chan struct{})
+	go func() {
+		p.finished.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		p.stop(ctx.Err())
+		<-done
+	}
+	p.stop(nil)
+	if n := p.held.Load(); n > 0 {
+		return fmt.Errorf("%d uses were not recorded before the end: %w", n, ctx.Err())
+	}
+	return nil
+}
+
+// write is a book's writer.
+func (p *Pages) write(b *book) {
+	timer := time.NewTimer(p.o.Within)
+	defer timer.Stop()
+	for {
+		b.mu.Lock()
+		pg := b.open
+		if pg == nil && b.closed {
+			if b.dropped.count == 0 {
+				b.mu.Unlock()
+				return
+			}
+			pg = &page{urgent: true, done: make(chan struct{})}
+			b.open = pg
+		}
+		var left time.Duration
+		ready := false
+		if pg != nil {
+			left = p.o.Within - time.Since(pg.first)
+			ready = pg.urgent || b.closed || pg.bytes >= p.o.MaxBytes || left <= 0
+		}
+		var declared gap
+		if ready {
+			b.open, b.flushed = nil, pg
+			declared, b.dropped = b.dropped, gap{}
+		}
+		b.mu.Unlock()
+
+		switch {
+		case ready:
+			if !p.writePage(b, pg, declared) {
+				return
+			}
+		case pg != nil:
+			timer.Reset(left)
+			select {
+			case <-b.wake:
+			case <-timer.C:
+			case <-p.ctx.Done():
+				return
+			}
+		default:
+			select {
+			case <-b.wake:
+			case <-p.ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// writePage returns when the facts are on disk, in as many messages as they
+// need, or false when the writers were stopped.
+func (p *Pages) writePage(b *book, pg *page, declared gap) bool {
+	if !p.persist("prepare", func() error {
+		if p.o.Prepare == nil || len(pg.facts) == 0 {
+			return nil
+		}
+		return p.o.Prepare(p.ctx, pg.facts)
+	}) {
+		return false
+	}
+	bodies := make([][]byte, 0, len(pg.facts)+1)
+	for _, e := range pg.facts {
+		body, err := events.Encode(e)
+		if err == nil && int64(len(body))+4096 > p.l.nc.MaxPayload() {
+			err = ErrTooLarge
+		}
+		if err != nil {
+			// It can never be written; that it was is still recorded.
+			p.o.Log.Error("a use cannot be written", "event", e.ID, "type", e.Type, "error", err)
+			declared.add(1, e.Time.Time(), "an event could not be encoded")
+			p.held.Add(-1)
+			continue
+		}
+		bodies = append(bodies, body)
+	}
+	held := len(bodies)
+	if declared.count > 0 {
+		now := time.Now()
+		e := events.New(events.UsageGap{Count: declared.count, Reason: declared.reason, From: events.At(declared.from), To: events.At(declared.to), Node: p.node}, now)
+		e.Keyspace, e.Actor, e.Via = b.keyspace, events.Actor{Type: "system", ID: p.node}, "verifier"
+		if body, err := events.Encode(e); err == nil {
+			bodies = append([][]byte{body}, bodies...)
+		}
+	}
+	for begin := 0; begin < len(bodies); {
+		end, size := begin, 0
+		for end < len(bodies) && (end == begin || size+len(bodies[end])+1 <= p.o.MaxBytes) {
+			size += len(bodies[end]) + 1
+			end++
+		}
+		if !p.persist("append", func() error {
+			sequence, err := p.l.AppendPage(p.ctx, b.keyspace, p.node, bodies[begin:end])
+			if err == nil && p.o.Written != nil {
+				p.o.Written(b.keyspace, sequence, end-begin)
+			}
+			return err
+		}) {
+			p.held.Add(-int64(min(begin, held)))
+			return false
+		}
+		begin = end
+	}
+	p.held.Add(-int64(held))
+	close(pg.done)
+	return true
+}
+
+// persist repeats f until it succeeds; false when the writers were stopped.
+func (p *Pages) persist(what string, f func() error) bool {
+	pause := 10 * time.Millisecond
+	var told time.Time
+	for {
+		err := f()
+		if err == nil {
+			return true
+		}
+		if time.Since(told) > 10*time.Second {
+			told = time.Now()
+			p.o.Log.Warn("uses are kept in memory: a page could not be written", "step", what, "node", p.node, "held", p.held.Load(), "error", err)
+		}
+		if !wait(p.ctx, pause) {
+			return false
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
