@@ -1,0 +1,277 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// check is one line of doctor.
+type check struct {
+	Name   string `json:"name"`
+	Status string `json:"status"` // ok, warn, fail
+	Detail string `json:"detail"`
+	Fix    string `json:"fix,omitempty"` // what to do; with warn and fail
+}
+
+// clockTolerance is what a Date header, which has whole seconds, and a slow
+// answer may explain.
+const clockTolerance = 3 * time.Second
+
+func (a *app) doctorCommand() *cobra.Command {
+	var natsURL, creds string
+	cmd := &cobra.Command{
+		Use: "doctor", Short: "Check that everything can be reached, and say what to do", Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			checks, code := a.examine(cmd.Context(), natsURL, creds)
+			if a.asJSON {
+				if err := a.printValue(map[string]any{"ok": code == exitOK, "checks": checks}); err != nil {
+					return err
+				}
+			} else if err := a.printChecks(checks); err != nil {
+				return err
+			}
+			if code != exitOK {
+				return quietly(code)
+			}
+			return nil
+		},
+	}
+	a.natsFlags(cmd, &natsURL, &creds)
+	return cmd
+}
+
+func (a *app) printChecks(checks []check) error {
+	for _, c := range checks {
+		line := fmt.Sprintf("%s\t%s\t%s", c.Status, c.Name, clean(c.Detail))
+		if a.tty {
+			// The colour's own characters must not count as width.
+			line = a.paint(c.Status) + strings.Repeat(" ", 6-len(c.Status)) + fmt.Sprintf("%-12s %s", c.Name, clean(c.Detail))
+		}
+		if c.Fix != "" && a.tty {
+			line += "\n      " + strings.Repeat(" ", 13) + clean(c.Fix)
+		} else if c.Fix != "" {
+			line += "\t" + clean(c.Fix)
+		}
+		if _, err := fmt.Fprintln(a.stdout, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// examine makes all checks that can be made and returns them with the exit
+// code: 5 when the API does not answer, 1 for any other failure.
+func (a *app) examine(ctx context.Context, natsURL, creds string) (checks []check, code int) {
+	add := func(c check) {
+		checks = append(checks, c)
+		if c.Status == "fail" && code == exitOK {
+			code = exitFailed
+		}
+	}
+	c, err := a.client()
+	if err != nil {
+		add(check{"context", "fail", err.Error(), "correct it, or remove the context file and start `keyledger dev`, which writes it anew"})
+		return checks, code
+	}
+	add(checkContext(c.target))
+	add(checkToken(c.target))
+	reached := a.checkReachable(ctx, c)
+	for _, r := range reached {
+		add(r)
+	}
+	if reached[0].Status == "fail" {
+		code = exitUnreachable
+	} else {
+		add(checkReady(ctx, c))
+		add(checkStatus(ctx, c))
+	}
+	add(a.checkNATS(ctx, natsURL, creds))
+	return checks, code
+}
+
+func checkContext(t target) check {
+	if !t.found {
+		return check{"context", "warn", "there is no context file at " + t.path, "start `keyledger dev`, which writes one, or give --url and --token-file each time"}
+	}
+	info, err := os.Stat(t.path)
+	if err != nil {
+		return check{"context", "fail", err.Error(), "make the file readable for yourself"}
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return check{"context", "warn", fmt.Sprintf("%s can be read by others (mode %04o)", t.path, info.Mode().Perm()), "chmod 600 " + t.path}
+	}
+	return check{"context", "ok", t.path, ""}
+}
+
+func checkToken(t target) check {
+	const name = "root key"
+	switch {
+	case t.tokenMiss != nil:
+		return check{name, "fail", t.tokenMiss.Error(), "start `keyledger dev` again, or give another file with --token-file"}
+	case t.token == "":
+		return check{name, "fail", "there is none for " + t.URL, "give one with --token-file or KEYLEDGER_TOKEN"}
+	case t.tokenFrom == "KEYLEDGER_TOKEN" && t.TokenFile == "":
+		return check{name, "ok", "from KEYLEDGER_TOKEN", ""}
+	}
+	info, err := os.Stat(t.TokenFile)
+	if err != nil {
+		return check{name, "fail", err.Error(), "give another file with --token-file"}
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return check{name, "warn", fmt.Sprintf("%s can be read by others (mode %04o)", t.TokenFile, info.Mode().Perm()), "chmod 600 " + t.TokenFile}
+	}
+	if u, err := url.Parse(t.URL); err == nil && u.Scheme == "http" && !loopback(u.Hostname()) {
+		return check{name, "warn", "it travels in clear to " + t.URL, "use an https address"}
+	}
+	return check{name, "ok", "from " + t.tokenFrom, ""}
+}
+
+// checkReachable asks for liveness, and compares the clocks by the way.
+func (a *app) checkReachable(ctx context.Context, c *client) []check {
+	begun := a.now()
+	r, err := c.plain(ctx, "/healthz")
+	if lost, ok := errors.AsType[*unreachable](err); ok {
+		return []check{{"api", "fail", fmt.Sprintf("%s does not answer: %v", lost.url, rootCause(lost.cause)), "start it with `keyledger dev`, or name another with --url; the address is from " + lost.from}}
+	}
+	if err != nil {
+		return []check{{"api", "fail", firstLine(err), "see whether " + c.target.URL + " is keyledger's address"}}
+	}
+	took := a.now().Sub(begun)
+	checks := []check{{"api", "ok", fmt.Sprintf("%s answers in %s", c.target.URL, took.Round(time.Millisecond/10)), ""}}
+	if at, err := http.ParseTime(r.header.Get("Date")); err == nil {
+		// The header is cut to whole seconds: half of one is the best guess.
+		difference := begun.Add(took / 2).Sub(at.Add(time.Second / 2)).Round(time.Second)
+		if difference.Abs() > clockTolerance {
+			checks = append(checks, check{"clock", "warn", fmt.Sprintf("this machine is %s off from the service", difference), "set both by NTP: expiry and grace are judged by the service's clock"})
+		} else {
+			checks = append(checks, check{"clock", "ok", "as the service's", ""})
+		}
+	}
+	return checks
+}
+
+// plain reads a path outside /v1.
+func (c *client) plain(ctx context.Context, path string) (*answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	resp, err := c.open(ctx, call{method: http.MethodGet, path: path})
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	return &answer{resp.StatusCode, resp.Header, body}, err
+}
+
+func checkReady(ctx context.Context, c *client) check {
+	r, err := c.plain(ctx, "/readyz")
+	if err != nil {
+		return check{"ready", "fail", firstLine(err), "wait until the fold has caught up; the service's log says what it is waiting for"}
+	}
+	detail := strings.TrimSpace(string(r.body))
+	if detail == "" {
+		detail = "yes"
+	}
+	return check{"ready", "ok", detail, ""}
+}
+
+func checkStatus(ctx context.Context, c *client) check {
+	r, err := c.do(ctx, call{method: http.MethodGet, path: path("status")})
+	if p, ok := errors.AsType[*problem](err); ok && p.exit() == exitRefused {
+		return check{"status", "fail", "the root key is refused: " + firstLine(err), "give another with --token-file; lost ones are replaced with `keyledger root-key reset` on the service's machine"}
+	}
+	if err != nil {
+		return check{"status", "fail", firstLine(err), "the service's log says why"}
+	}
+	var s map[string]json.RawMessage
+	if err := r.decode(&s); err != nil {
+		return check{"status", "fail", err.Error(), "use a program of the service's version"}
+	}
+	return check{"status", "ok", statusText(s), ""}
+}
+
+// statusText names the heads of the streams where the status has them.
+func statusText(s map[string]json.RawMessage) string {
+	var parts []string
+	for _, name := range []string{"streams", "positions", "projections"} {
+		if raw, ok := s[name]; ok {
+			parts = append(parts, name+" "+string(raw))
+		}
+	}
+	if len(parts) == 0 {
+		return "the root key is accepted"
+	}
+	return "the root key is accepted; " + strings.Join(parts, "; ")
+}
+
+// checkNATS opens a connection to NATS's port and reads its greeting. That is
+// enough to tell a wrong address; watch says what is wrong with credentials.
+func (a *app) checkNATS(ctx context.Context, natsURL, creds string) check {
+	where, creds, err := a.nats(natsURL, creds)
+	if err != nil {
+		return check{"nats", "warn", "its address is not known here, so `watch` does not work", "give it with --nats-url or KEYLEDGER_NATS_URL"}
+	}
+	if creds != "" {
+		if info, err := os.Stat(creds); errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode().Perm()&0o077 != 0 {
+			return check{"nats", "warn", "the credentials file " + creds + " is missing or can be read by others", "chmod 600 it, or name another with --nats-creds"}
+		}
+	}
+	var failed error
+	for one := range strings.SplitSeq(where, ",") {
+		u, err := url.Parse(strings.TrimSpace(one))
+		if err != nil || u.Host == "" {
+			failed = errors.New("it is no URL of the form nats://host:port")
+			continue
+		}
+		host := u.Host
+		if u.Port() == "" {
+			host = net.JoinHostPort(u.Hostname(), "4222")
+		}
+		if failed = greeted(ctx, host); failed == nil {
+			return check{"nats", "ok", host + " answers", ""}
+		}
+	}
+	return check{"nats", "fail", fmt.Sprintf("it does not answer: %v", rootCause(failed)), "see whether NATS is running, and its address is right"}
+}
+
+func greeted(ctx context.Context, host string) error {
+	d := net.Dialer{Timeout: 3 * time.Second}
+	conn, err := d.DialContext(ctx, "tcp", host)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+	hello := make([]byte, 5)
+	if _, err := io.ReadFull(conn, hello); err != nil {
+		return err
+	}
+	if string(hello) != "INFO " {
+		return fmt.Errorf("%s is not NATS", host)
+	}
+	return nil
+}
+
+func rootCause(err error) error {
+	if outer, ok := errors.AsType[*url.Error](err); ok {
+		return outer.Err
+	}
+	return err
+}
+
+func firstLine(err error) string {
+	s, _, _ := strings.Cut(err.Error(), "\n")
+	return s
+}
