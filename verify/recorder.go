@@ -1,0 +1,258 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/events/seal"
+)
+
+// Recorder writes what was decided to USAGE: admitted requests one by one, in
+// pages; refusals counted by second, shortly after the second is over. It is safe
+// for concurrent use and may serve several verifiers of one process.
+type Recorder struct {
+	node    string
+	pages   *ledger.Pages
+	keys    *seal.Keys
+	folds   *folds
+	pool    sync.Pool // of *pendingUse
+	stop    context.CancelFunc
+	running sync.WaitGroup
+}
+
+// RecorderOptions change how a [Recorder] writes; the zero value is what the
+// contract says.
+type RecorderOptions struct {
+	Memory  int                                              // about so many bytes of uses wait while NATS is away; 0: 64 MiB
+	Written func(keyspace string, sequence uint64, uses int) // told of every page that is on the server's disk; may be nil
+	Log     *slog.Logger                                     // nil: slog.Default()
+}
+
+// NewRecorder starts a recorder for a node. The name is a subject token, and of
+// no other running process. Personal data is sealed with keys.
+// [Recorder.Close] MUST be called.
+func NewRecorder(l *ledger.Ledger, keys *seal.Keys, node string, o RecorderOptions) *Recorder {
+	r := &Recorder{node: node, keys: keys}
+	r.pages = ledger.NewPages(l, node, ledger.PagesOptions{Memory: o.Memory, Prepare: r.prepare, Written: o.Written, Log: o.Log})
+	r.pool.New = func() any { return &pendingUse{text: make([]byte, 0, 256)} }
+	r.folds = newFolds(node, r.recordFold)
+	ctx, stop := context.WithCancel(context.Background())
+	r.stop = stop
+	r.running.Go(func() { r.flushSeconds(ctx) })
+	return r
+}
+
+// settled is how long after a second its refusals are written: whoever decided
+// in it has counted by then.
+const settled = 50 * time.Millisecond
+
+func (r *Recorder) flushSeconds(ctx context.Context) {
+	for {
+		now := time.Now()
+		r.folds.flush(now.Add(-settled))
+		next := time.NewTimer(now.Truncate(time.Second).Add(time.Second + settled).Sub(now))
+		select {
+		case <-ctx.Done():
+			next.Stop()
+			return
+		case <-next.C:
+		}
+	}
+}
+
+// Node is the name under which this process records.
+func (r *Recorder) Node() string { return r.node }
+
+// Held is about how many facts wait in memory to be written.
+func (r *Recorder) Held() int { return r.pages.Held() }
+
+// Flush returns when everything recorded before the call is on the server's
+// disk, refusals of the current second included, or with the error of ctx.
+// A second that is flushed before it is over is counted in two facts.
+func (r *Recorder) Flush(ctx context.Context) error {
+	r.folds.flush(time.Now().Add(2 * time.Second))
+	return r.pages.Flush(ctx)
+}
+
+// Close writes what is left and stops. When ctx ends first, its error says how
+// much was lost.
+func (r *Recorder) Close(ctx context.Context) error {
+	r.stop()
+	r.running.Wait()
+	r.folds.flush(time.Now().Add(2 * time.Second))
+	return r.pages.Close(ctx)
+}
+
+// Use is what is told of an admitted request besides the decision.
+type Use struct {
+	Via        string // gateway, api, authz, …
+	RequestID  string // req_…
+	UserAgent  string
+	Status     int           // that the caller was answered with; 0: not known yet
+	Latency    time.Duration // 0: not known
+	CostMicros int64
+}
+
+// Record makes the one key.used of an admitted request, without waiting: it is
+// written within milliseconds. It is false when memory is full because NATS has
+// been away for long; the use is then declared as a gap. For a decision that
+// admits without a key (a public route), and for a refusal, there is nothing to
+// record.
+func (v *Verifier) Record(d *Decision, req *domain.Request, u Use) bool {
+	if v.recorder == nil || !d.Valid || d.Key == nil {
+		return true
+	}
+	return v.recorder.pages.Record(v.recorder.pending(d, req, u))
+}
+
+// ErrAuditUnavailable says that a use could not be made durable. The request
+// MUST be answered with AUDIT_UNAVAILABLE; [Verifier.RecordDurably] has recorded
+// that it was.
+var ErrAuditUnavailable = errors.New("the use could not be made durable")
+
+// RecordDurably is [Verifier.Record], and returns when the use is on the
+// server's disk: all requests that wait at the same time share one write.
+func (v *Verifier) RecordDurably(ctx context.Context, d *Decision, req *domain.Request, u Use) error {
+	if v.recorder == nil || !d.Valid || d.Key == nil {
+		return nil
+	}
+	err := v.recorder.pages.RecordDurable(ctx, v.recorder.pending(d, req, u))
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, ledger.ErrFull) || errors.Is(err, ledger.ErrClosed):
+		v.recorder.folds.deny(d.Key, domain.CodeAuditUnavailable, req.Path, d.Time)
+	default:
+		// It waits in memory and will be written: as a use that ended with the
+		// refusal, so that nobody takes it for a request that was served.
+		a := d.AnswerAs(domain.CodeAuditUnavailable, req, u.RequestID)
+		v.recorder.pages.Record(v.recorder.report(d.Key, UseReport{DecisionID: d.ID(), Status: a.Status, CostMicros: new(int64(0))}, d.Time, u.Via))
+	}
+	return errors.Join(ErrAuditUnavailable, err)
+}
+
+// refused counts a refusal.
+func (r *Recorder) refused(d *Decision, req *domain.Request) {
+	if d.Key != nil {
+		r.folds.deny(d.Key, d.Code, req.Path, d.Time)
+		return
+	}
+	if d.Keyspace == nil {
+		return // no such keyspace: there is no page it could stand in
+	}
+	r.folds.reject(req.Keyspace, d.Code, source(req.IP), d.Time)
+}
+
+func (r *Recorder) recordFold(e events.Envelope) {
+	e.Actor, e.Via = events.Actor{Type: "system", ID: r.node}, "verifier"
+	if e.Key != "" {
+		e.Actor = events.Actor{Type: "key", ID: e.Key}
+	}
+	r.pages.Record(e)
+}
+
+// pendingUse is a key.used on its way to its page: what the hot path copies. The
+// ids, the JSON and the sealing are made when the page is written. Text is copied,
+// so that a use which waits does not hold a whole request in memory.
+type pendingUse struct {
+	stamp     [16]byte
+	key       *domain.Key
+	document  int
+	sequence  uint64
+	time      time.Time
+	previous  bool
+	status    int
+	latency   time.Duration
+	cost      int64
+	via       string
+	text      []byte // request id, method, path, origin, IP and user agent, one after the other
+	ends      [6]int
+}
+
+// Kind is that of events.KeyUsed.
+func (*pendingUse) Kind() (string, int) { return events.KeyUsed{}.Kind() }
+
+func (r *Recorder) pending(d *Decision, req *domain.Request, u Use) events.Envelope {
+	p := r.pool.Get().(*pendingUse)
+	p.stamp, p.key, p.document, p.sequence, p.time = d.stamp, d.Key, d.Keyspace.DocumentVersion, d.Sequence, d.Time
+	p.previous = d.Secret == "previous"
+	p.status, p.latency, p.cost, p.via = u.Status, u.Latency, u.CostMicros, u.Via
+	path := req.Path
+	if i := strings.IndexAny(path, "?#"); i >= 0 {
+		path = path[:i]
+	}
+	origin := ""
+	if req.Origin != nil {
+		origin = *req.Origin
+	}
+	b := p.text[:0]
+	for i, part := range [...]struct {
+		s    string
+		most int
+	}{{u.RequestID, 128}, {req.Method, 32}, {path, maxEndpoint}, {origin, 256}, {req.IP, 64}, {u.UserAgent, 512}} {
+		b = append(b, part.s[:min(len(part.s), part.most)]...)
+		p.ends[i] = len(b)
+	}
+	p.text = b
+	return events.Envelope{Keyspace: d.Keyspace.Document.Keyspace, Data: p}
+}
+
+// part is the i-th of the texts, made valid where cutting or the caller broke it.
+func (p *pendingUse) part(i int) string {
+	from := 0
+	if i > 0 {
+		from = p.ends[i-1]
+	}
+	s := string(p.text[from:p.ends[i]])
+	if !utf8.ValidString(s) {
+		return strings.ToValidUTF8(s, "\uFFFD")
+	}
+	return s
+}
+
+// event is the fact. Its id is made of the decision's, so that either can be
+// found by the other.
+func (p *pendingUse) event(node string) events.Envelope {
+	used := events.KeyUsed{
+		Decision: formatDecisionID(p.stamp, p.key.ID), Method: p.part(1), Endpoint: p.part(2), Origin: p.part(3),
+		CostMicros: p.cost, Environment: p.key.Environment, Secret: "current", Node: node,
+		LedgerSequence: p.sequence, DocumentVersion: p.document,
+	}
+	if p.previous {
+		used.Secret = "previous"
+	}
+	if p.status != 0 {
+		used.Status = new(p.status)
+	}
+	if p.latency > 0 {
+		used.LatencyMS = new(p.latency.Round(time.Millisecond).Milliseconds())
+	}
+	name, version := used.Kind()
+	return events.Envelope{
+		ID: events.FormatID("evt", p.stamp), Type: name, Version: version, Time: events.At(p.time),
+		Keyspace: p.key.Keyspace, Owner: p.key.Owner, Key: p.key.ID,
+		Actor: events.Actor{Type: "key", ID: p.key.ID}, Via: p.via, RequestID: p.part(0),
+		Data: seal.Use{KeyUsed: used, ClearIP: p.part(4), ClearUserAgent: p.part(5)},
+	}
+}
+
+// prepare is called with a page before it is written, and again with what it
+// left when it failed.
+func (r *Recorder) prepare(ctx context.Context, page []events.Envelope) error {
+	for i := range page {
+		if p, ok := page[i].Data.(*pendingUse); ok {
+			page[i] = p.event(r.node)
+			*p = pendingUse{text: p.text[:0]}
+			r.pool.Put(p)
+		}
+	}
+	return r.keys.Prepare(ctx, page)
+}
