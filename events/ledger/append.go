@@ -226,6 +226,10 @@ type pageHead struct {
 // AppendPage stores a page of uses, one body per line, on usage.<keyspace>.<node>.
 // A node's pages follow each other: no other process may write under the same
 // node name while this one does. [ErrConflict] says that one does.
+//
+// After any error the same page may be given again, however much later: each
+// page expects the one before it, and the first event's id tells whether it is
+// already there.
 func (l *Ledger) AppendPage(ctx context.Context, keyspace, node string, bodies [][]byte) (uint64, error) {
 	if len(bodies) == 0 {
 		return 0, errors.New("empty page")
@@ -235,8 +239,6 @@ func (l *Ledger) AppendPage(ctx context.Context, keyspace, node string, bodies [
 		return 0, err
 	}
 	first, last := eventID(bodies[0]), eventID(bodies[len(bodies)-1])
-	m.Header[nats.MsgIdHdr] = []string{first}
-
 	v, _ := l.pages.LoadOrStore(m.Subject, &pageHead{})
 	p := v.(*pageHead)
 	p.mu.Lock()
