@@ -57,15 +57,16 @@ type Ring struct {
 	commands map[string]Done
 	recent   []Done // in stream order, so that the old ones are at the front
 	collided map[secretID]*entry
+	alike    map[string]*entry // keys whose ids have the hash of another's
 
-	grants map[uint64]*domain.Grant // owned by the applying goroutine, see share
+	shared shared // owned by the applying goroutine
 }
 
 // shard is a part of the keys and owners; mu guards its maps. What an entry
 // points to is replaced atomically, so a reader holds mu only to find it.
 type shard struct {
 	mu      sync.RWMutex
-	ids     map[string]*entry
+	ids     map[uint64]*entry // by a hash of the id, which weighs less than the id
 	secrets map[uint64]*entry // by secretID.short
 	owners  map[ownerID]*ownerEntry
 }
@@ -122,10 +123,10 @@ func New() *Ring {
 		void:     map[uint64]struct{}{},
 		commands: map[string]Done{},
 		collided: map[secretID]*entry{},
-		grants:   map[uint64]*domain.Grant{},
+		alike:    map[string]*entry{},
 	}
 	for i := range r.shards {
-		r.shards[i] = shard{ids: map[string]*entry{}, secrets: map[uint64]*entry{}, owners: map[ownerID]*ownerEntry{}}
+		r.shards[i] = shard{ids: map[uint64]*entry{}, secrets: map[uint64]*entry{}, owners: map[ownerID]*ownerEntry{}}
 	}
 	r.spaces.Store(&map[string]*domain.Keyspace{events.RootKeyspace: domain.RootKeyspace()})
 	return r
@@ -262,7 +263,10 @@ func (r *Ring) storeKeyspace(k *domain.Keyspace) {
 
 func (r *Ring) storeKey(at *entry, before, after *domain.Key) {
 	if before == nil || before.Grant != after.Grant {
-		after.Grant = r.share(after.Grant)
+		after.Grant = r.shared.grant(after.Grant)
+	}
+	if before == nil || before.Name != after.Name || before.First != after.First || before.Last != after.Last {
+		pack(&after.ID, &after.Name, &after.First, &after.Last)
 	}
 	if at != nil {
 		// The state first: whoever finds the new secret must find the key that has it.
@@ -270,10 +274,7 @@ func (r *Ring) storeKey(at *entry, before, after *domain.Key) {
 	} else {
 		at = &entry{}
 		at.key.Store(after)
-		s := r.idShard(after.ID)
-		s.mu.Lock()
-		s.ids[after.ID] = at
-		s.mu.Unlock()
+		r.storeID(after.ID, at)
 		o := r.ownerEntry(after.Keyspace, after.Owner)
 		o.mu.Lock()
 		o.keys = append(o.keys, at)
@@ -282,6 +283,20 @@ func (r *Ring) storeKey(at *entry, before, after *domain.Key) {
 	if before == nil || before.Hash != after.Hash {
 		r.storeSecret(secretID{after.Keyspace, after.Hash}, at)
 	}
+}
+
+func (r *Ring) storeID(id string, at *entry) {
+	h := maphash.String(r.seed, id)
+	s := &r.shards[h%shards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ids[h] == nil {
+		s.ids[h] = at
+		return
+	}
+	r.mu.Lock()
+	r.alike[id] = at
+	r.mu.Unlock()
 }
 
 func (r *Ring) storeSecret(id secretID, at *entry) {
@@ -308,45 +323,6 @@ func has(k *domain.Key, id secretID) bool {
 		return false
 	}
 	return k.Hash == id.hash || k.More != nil && slices.ContainsFunc(k.Earlier, func(e domain.Earlier) bool { return e.Hash == id.hash })
-}
-
-// share returns a grant equal to g that other keys have, if there is one at
-// hand. It forgets all it knows from time to time, so that grants which no key
-// has any more can go.
-func (r *Ring) share(g *domain.Grant) *domain.Grant {
-	if len(r.grants) >= 1<<16 {
-		clear(r.grants)
-	}
-	h := r.grantHash(g)
-	if old := r.grants[h]; old != nil && equal(old, g) {
-		return old
-	}
-	r.grants[h] = g
-	return g
-}
-
-func (r *Ring) grantHash(g *domain.Grant) uint64 {
-	var h maphash.Hash
-	h.SetSeed(r.seed)
-	for _, s := range []string{g.Keyspace, g.Owner, g.Environment, g.Plan, g.CreatedBy.ID} {
-		h.WriteString(s)
-		h.WriteByte(0)
-	}
-	for _, list := range [][]string{g.Scopes, g.Resources} {
-		for _, s := range list {
-			h.WriteString(s)
-			h.WriteByte(0)
-		}
-		h.WriteByte(1)
-	}
-	return h.Sum64()
-}
-
-func equal(a, b *domain.Grant) bool {
-	return a.Keyspace == b.Keyspace && a.Owner == b.Owner && a.Environment == b.Environment && a.Plan == b.Plan &&
-		a.CreatedBy == b.CreatedBy && a.Role == b.Role && (a.For == b.For || a.For != nil && b.For != nil && *a.For == *b.For) &&
-		slices.Equal(a.Scopes, b.Scopes) && slices.Equal(a.Resources, b.Resources) && maps.Equal(a.Limits, b.Limits) &&
-		slices.Equal(a.AllowedOrigins, b.AllowedOrigins) && slices.Equal(a.AllowedIPs, b.AllowedIPs)
 }
 
 func (r *Ring) remember(rec events.Record) {
@@ -392,26 +368,33 @@ func (r *Ring) Void(ctx context.Context, sequence uint64) (bool, error) {
 	return void, nil
 }
 
-func (r *Ring) idShard(id string) *shard {
+func (r *Ring) ownerShard(id string) *shard {
 	return &r.shards[maphash.String(r.seed, id)%shards]
 }
 
 func (r *Ring) entry(id string) *entry {
-	s := r.idShard(id)
+	h := maphash.String(r.seed, id)
+	s := &r.shards[h%shards]
 	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.ids[id]
+	at := s.ids[h]
+	s.mu.RUnlock()
+	if at == nil || at.key.Load().ID == id {
+		return at
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.alike[id]
 }
 
 func (r *Ring) findOwner(keyspace, id string) *ownerEntry {
-	s := r.idShard(id)
+	s := r.ownerShard(id)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.owners[ownerID{keyspace, id}]
 }
 
 func (r *Ring) ownerEntry(keyspace, id string) *ownerEntry {
-	s := r.idShard(id)
+	s := r.ownerShard(id)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o := s.owners[ownerID{keyspace, id}]

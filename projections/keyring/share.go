@@ -1,0 +1,122 @@
+package keyring
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
+)
+
+// shared keeps one copy of what many keys have alike: with a million keys it
+// is what decides how much memory they take. It forgets everything from time to
+// time, so that what no key has any more can go.
+type shared struct {
+	texts  map[string]string
+	lists  map[string][]string
+	limits map[string]events.Limits
+	grants map[string]*domain.Grant
+}
+
+const sharedMost = 1 << 16
+
+// grant returns a grant equal to g whose parts are shared.
+func (s *shared) grant(g *domain.Grant) *domain.Grant {
+	if s.grants == nil || len(s.grants) >= sharedMost || len(s.lists) >= sharedMost || len(s.texts) >= sharedMost {
+		*s = shared{map[string]string{}, map[string][]string{}, map[string]events.Limits{}, map[string]*domain.Grant{}}
+	}
+	b := make([]byte, 0, 256)
+	for _, t := range []string{g.Keyspace, g.Owner, g.Environment, g.Plan, g.CreatedBy.Type, g.CreatedBy.ID, g.Role} {
+		b = put(b, t)
+	}
+	for _, list := range [][]string{g.Scopes, g.Resources, g.AllowedOrigins, g.AllowedIPs} {
+		b = putList(b, list)
+	}
+	if g.For != nil {
+		b = put(put(b, g.For.Keyspace), g.For.Owner)
+	}
+	limits := limitsKey(g.Limits)
+	key := string(b) + limits
+	if old := s.grants[key]; old != nil {
+		return old
+	}
+	for _, t := range []*string{&g.Keyspace, &g.Environment, &g.Plan, &g.CreatedBy.Type, &g.CreatedBy.ID} {
+		*t = s.text(*t)
+	}
+	for _, list := range []*[]string{&g.Scopes, &g.AllowedOrigins, &g.AllowedIPs} {
+		*list = s.list(*list)
+	}
+	if g.Limits != nil {
+		if old, ok := s.limits[limits]; ok {
+			g.Limits = old
+		} else {
+			s.limits[limits] = g.Limits
+		}
+	}
+	s.grants[key] = g
+	return g
+}
+
+func (s *shared) text(t string) string {
+	if old, ok := s.texts[t]; ok {
+		return old
+	}
+	s.texts[t] = t
+	return t
+}
+
+func (s *shared) list(list []string) []string {
+	if len(list) == 0 {
+		return list
+	}
+	key := string(putList(nil, list))
+	if old, ok := s.lists[key]; ok {
+		return old
+	}
+	s.lists[key] = list
+	return list
+}
+
+func limitsKey(l events.Limits) string {
+	if l == nil {
+		return ""
+	}
+	b := []byte("{")
+	for _, window := range slices.Sorted(maps.Keys(l)) {
+		b = strconv.AppendInt(put(b, window), l[window], 10)
+	}
+	return string(b)
+}
+
+// put appends a text so that no two rows of texts look the same.
+func put(b []byte, t string) []byte {
+	b = strconv.AppendInt(b, int64(len(t)), 10)
+	return append(append(b, ':'), t...)
+}
+
+func putList(b []byte, list []string) []byte {
+	b = append(strconv.AppendInt(b, int64(len(list)), 10), '[')
+	for _, t := range list {
+		b = put(b, t)
+	}
+	return b
+}
+
+// pack lays strings into one allocation.
+func pack(texts ...*string) {
+	n := 0
+	for _, t := range texts {
+		n += len(*t)
+	}
+	var b strings.Builder
+	b.Grow(n)
+	for _, t := range texts {
+		b.WriteString(*t)
+	}
+	all := b.String()
+	for _, t := range texts {
+		*t, all = all[:len(*t)], all[len(*t):]
+	}
+}
