@@ -124,7 +124,7 @@ const (
 // server that still runs on it belongs to a keyledger that died: it is ending by
 // itself, or is told to. PostgreSQL would refuse to start because of a zombie,
 // or of a stranger that has the old number.
-func clearPostmaster(ctx context.Context, data string, log *slog.Logger) error {
+func clearPostmaster(ctx context.Context, data string, patience time.Duration, log *slog.Logger) error {
 	path := filepath.Join(data, "postmaster.pid")
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -140,7 +140,10 @@ func clearPostmaster(ctx context.Context, data string, log *slog.Logger) error {
 		return os.Remove(path)
 	}
 
-	const patience, limit = 3 * time.Second, 40 * time.Second
+	if patience == 0 {
+		patience = 3 * time.Second
+	}
+	const limit = 40 * time.Second
 	start, told := time.Now(), false
 	for {
 		switch inspect(pid, data) {

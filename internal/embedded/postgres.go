@@ -39,6 +39,8 @@ type PostgresConfig struct {
 
 	// candidates lists directories to look for binaries in; nil is those of the machine.
 	candidates func() []string
+	// patience is how long a server left behind may take to end by itself; 0 is 3 s.
+	patience time.Duration
 }
 
 // Postgres is a running server, a child of this process that ends with it.
@@ -125,7 +127,7 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (_ *Postgres, err er
 			return nil, err
 		}
 	}
-	if err := clearPostmaster(ctx, data, cfg.Log); err != nil {
+	if err := clearPostmaster(ctx, data, cfg.patience, cfg.Log); err != nil {
 		return nil, err
 	}
 	if err := p.openSocketDir(cfg.SocketDir, who); err != nil {
