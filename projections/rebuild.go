@@ -1,0 +1,342 @@
+package projections
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/migrations"
+)
+
+const (
+	rebuildRecords = 20_000 // per transaction
+	nearEnough     = 2_000  // messages behind, before the live projection is held
+)
+
+// RebuildResult is how a projection compares with its rebuild at the same
+// position. Hashes do not depend on the order of rows; equal hashes mean equal
+// rows.
+type RebuildResult struct {
+	Name        string `json:"name"`
+	Sequence    uint64 `json:"sequence"` // of both
+	Rows        int64  `json:"rows"`     // of the rebuilt one, all tables
+	LiveHash    string `json:"live_hash"`
+	RebuiltHash string `json:"rebuilt_hash"`
+	Differences int64  `json:"differences"` // rows that are missing, too many or not the same
+	Switched    bool   `json:"switched"`    // the rebuilt tables are live now
+}
+
+// Rebuild builds a projection from the first record of its stream in tables
+// beside the live ones, compares both at the live one's position, and switches.
+// Everything is served meanwhile; the live projection is held for the comparison
+// alone. progress gets messages read and to be read; it may be nil.
+//
+// It may run in another process than the one that follows. It fails, and
+// changes nothing, when another rebuild of the same projection is running, when
+// the beginning of the stream was pruned, or at a record that cannot be applied.
+func (r *Runner) Rebuild(ctx context.Context, name string, progress func(done, total uint64)) (RebuildResult, error) {
+	return r.rebuild(ctx, name, progress, true)
+}
+
+// Compare is [Runner.Rebuild] without the switch.
+func (r *Runner) Compare(ctx context.Context, name string, progress func(done, total uint64)) (RebuildResult, error) {
+	return r.rebuild(ctx, name, progress, false)
+}
+
+// rebuilding is one rebuild on its own connection, where unqualified names are
+// the tables beside the live ones.
+type rebuilding struct {
+	*follower
+	conn     *pgx.Conn
+	at       place
+	progress func(done, total uint64)
+}
+
+func (r *Runner) rebuild(ctx context.Context, name string, progress func(done, total uint64), change bool) (RebuildResult, error) {
+	f, err := r.follower(name)
+	if err != nil {
+		return RebuildResult{}, err
+	}
+	if progress == nil {
+		progress = func(uint64, uint64) {}
+	}
+	conn, err := r.connect(ctx, "keyledger_rebuild")
+	if err != nil {
+		return RebuildResult{}, fmt.Errorf("rebuild %s: %w", name, err)
+	}
+	defer closeConn(conn)
+	b := &rebuilding{follower: f, conn: conn, progress: progress}
+	result, err := b.run(ctx, change)
+	if err != nil {
+		return RebuildResult{}, fmt.Errorf("rebuild %s: %w; the live tables were not changed", name, err)
+	}
+	return result, nil
+}
+
+func (b *rebuilding) run(ctx context.Context, change bool) (result RebuildResult, err error) {
+	var free bool
+	if err := b.conn.QueryRow(ctx, `select pg_try_advisory_lock(hashtext('keyledger.rebuild'), hashtext($1))`, b.p.Name()).Scan(&free); err != nil {
+		return result, err
+	}
+	if !free {
+		return result, errors.New("somebody else is rebuilding it: wait until they are done")
+	}
+	first, err := b.ledger.First(ctx, b.p.Stream())
+	if err != nil {
+		return result, err
+	}
+	if first > 1 {
+		return result, fmt.Errorf("%s begins at sequence %d, what was before was pruned and cannot be built again", b.p.Stream(), first)
+	}
+	if err := b.makeTables(ctx); err != nil {
+		return result, err
+	}
+	defer func() {
+		if dropErr := b.dropTables(context.WithoutCancel(ctx)); err == nil {
+			err = dropErr
+		}
+	}()
+	if err := b.fill(ctx); err != nil {
+		return result, err
+	}
+	return b.finish(ctx, change)
+}
+
+func (b *rebuilding) makeTables(ctx context.Context) error {
+	for _, schema := range []string{"keyledger_rebuild", "keyledger_old"} {
+		if _, err := b.conn.Exec(ctx, `create schema if not exists `+schema); err != nil && !isUnique(err) {
+			return err
+		}
+	}
+	if err := b.dropTables(ctx); err != nil {
+		return err
+	}
+	for _, t := range b.p.Tables() {
+		if _, err := b.conn.Exec(ctx, fmt.Sprintf(`create table keyledger_rebuild.%[1]s (like keyledger.%[1]s including all)`, t)); err != nil {
+			return err
+		}
+		// What LIKE leaves out.
+		var options []string
+		var comment *string
+		if err := b.conn.QueryRow(ctx, `select coalesce(reloptions, '{}'), obj_description(oid, 'pg_class') from pg_class where oid = ('keyledger.' || $1)::regclass`, t).Scan(&options, &comment); err != nil {
+			return err
+		}
+		if len(options) > 0 {
+			if _, err := b.conn.Exec(ctx, fmt.Sprintf(`alter table keyledger_rebuild.%s set (%s)`, t, strings.Join(options, ", "))); err != nil {
+				return err
+			}
+		}
+		if comment != nil {
+			if _, err := b.conn.Exec(ctx, fmt.Sprintf(`comment on table keyledger_rebuild.%s is '%s'`, t, strings.ReplaceAll(*comment, "'", "''"))); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func isUnique(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == "23505"
+}
+
+func (b *rebuilding) dropTables(ctx context.Context) error {
+	for _, t := range b.p.Tables() {
+		if _, err := b.conn.Exec(ctx, `drop table if exists keyledger_rebuild.`+t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill reads up to near the live projection's position, which moves meanwhile.
+// It never passes it, so that both can be compared.
+func (b *rebuilding) fill(ctx context.Context) error {
+	for {
+		live, err := livePosition(ctx, b.conn, b.p.Name(), "")
+		if err != nil {
+			return err
+		}
+		if live.sequence <= b.at.sequence+nearEnough && (b.at.sequence > 0 || live.sequence == 0) {
+			return nil
+		}
+		err = b.read(ctx, live.sequence, func(batch []events.Record) error {
+			tx, err := b.conn.Begin(ctx)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+			if err := b.p.Apply(ctx, tx, batch); err != nil {
+				return err
+			}
+			return tx.Commit(ctx)
+		})
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// read applies the records after at, up to and with a sequence.
+func (b *rebuilding) read(ctx context.Context, to uint64, apply func([]events.Record) error) error {
+	if to <= b.at.sequence {
+		return nil
+	}
+	var batch []events.Record
+	flush := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		if err := apply(batch); err != nil {
+			return err
+		}
+		b.at = placeOf(batch[len(batch)-1])
+		b.progress(b.at.sequence, to)
+		batch = batch[:0]
+		return nil
+	}
+	for rec, err := range b.ledger.Read(ctx, b.p.Stream(), b.at.sequence+1, to) {
+		if err != nil {
+			return err
+		}
+		if len(batch) >= rebuildRecords && rec.Sequence != batch[len(batch)-1].Sequence {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		batch = append(batch, rec)
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	if b.at.sequence != to {
+		return fmt.Errorf("%s ends at sequence %d, but the projection stands at %d", b.p.Stream(), b.at.sequence, to)
+	}
+	return nil
+}
+
+func livePosition(ctx context.Context, q interface {
+	QueryRow(context.Context, string, ...any) pgx.Row
+}, name, lock string) (place, error) {
+	var sequence int64
+	var id string
+	err := q.QueryRow(ctx, `select sequence, event_id from keyledger.positions where name = $1 `+lock, name).Scan(&sequence, &id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return place{}, nil
+	}
+	return place{uint64(sequence), id}, err
+}
+
+// finish holds the live projection at its position, catches up with it, compares
+// and switches, in one transaction.
+func (b *rebuilding) finish(ctx context.Context, change bool) (result RebuildResult, err error) {
+	tx, err := b.conn.Begin(ctx)
+	if err != nil {
+		return result, err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	live, err := livePosition(ctx, tx, b.p.Name(), "for update")
+	if err != nil {
+		return result, err
+	}
+	if err := b.read(ctx, live.sequence, func(batch []events.Record) error { return b.p.Apply(ctx, tx, batch) }); err != nil {
+		return result, err
+	}
+	if b.at != live {
+		return result, fmt.Errorf("the projection says it has read event %s at sequence %d, but %s has %s there: this database belongs to another ledger, restore the one that goes with it",
+			live.eventID, live.sequence, b.p.Stream(), b.at.eventID)
+	}
+	result = RebuildResult{Name: b.p.Name(), Sequence: live.sequence}
+	if err := b.compare(ctx, tx, &result); err != nil {
+		return result, err
+	}
+	if change {
+		if err := b.exchange(ctx, tx); err != nil {
+			return result, err
+		}
+		if err := tx.Commit(ctx); err != nil {
+			return result, err
+		}
+		result.Switched = true
+	}
+	return result, nil
+}
+
+func (b *rebuilding) compare(ctx context.Context, tx pgx.Tx, result *RebuildResult) error {
+	// A pair of 64-bit hashes per row, added up, does not depend on the order.
+	const hash = `select count(*), coalesce(sum(hashtextextended(t::text, 1)::numeric), 0)::text, coalesce(sum(hashtextextended(t::text, 2)::numeric), 0)::text from %s.%s t`
+	both := map[string][]string{}
+	for _, t := range b.p.Tables() {
+		for _, schema := range []string{"keyledger", "keyledger_rebuild"} {
+			var rows int64
+			var one, two string
+			if err := tx.QueryRow(ctx, fmt.Sprintf(hash, schema, t)).Scan(&rows, &one, &two); err != nil {
+				return err
+			}
+			both[schema] = append(both[schema], fmt.Sprintf("%s %d %s %s", t, rows, one, two))
+			if schema == "keyledger_rebuild" {
+				result.Rows += rows
+			}
+		}
+	}
+	result.LiveHash, result.RebuiltHash = digest(both["keyledger"]), digest(both["keyledger_rebuild"])
+	for i, t := range b.p.Tables() {
+		if both["keyledger"][i] == both["keyledger_rebuild"][i] {
+			continue
+		}
+		var key []string
+		if err := tx.QueryRow(ctx, `select array_agg(quote_ident(a.attname)) from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
+			where i.indisprimary and i.indrelid = ('keyledger.' || $1)::regclass`, t).Scan(&key); err != nil {
+			return err
+		}
+		var differ int64
+		if err := tx.QueryRow(ctx, fmt.Sprintf(`select count(*) from keyledger.%[1]s a full join keyledger_rebuild.%[1]s b using (%[2]s) where a is distinct from b`,
+			t, strings.Join(key, ", "))).Scan(&differ); err != nil {
+			return err
+		}
+		result.Differences += differ
+	}
+	return nil
+}
+
+func digest(lines []string) string {
+	h := sha256.Sum256([]byte(strings.Join(lines, "\n")))
+	return hex.EncodeToString(h[:])
+}
+
+// exchange puts the rebuilt tables in the place of the live ones.
+func (b *rebuilding) exchange(ctx context.Context, tx pgx.Tx) error {
+	statements := []string{
+		// One switch or migration at a time: each replaces all the views.
+		`select pg_advisory_xact_lock(hashtext('keyledger.migrations'))`,
+		// A query of minutes must not make everybody wait behind this one.
+		`set local lock_timeout = '30s'`,
+	}
+	for _, t := range b.p.Tables() {
+		statements = append(statements,
+			fmt.Sprintf(`alter table keyledger.%s set schema keyledger_old`, t),
+			fmt.Sprintf(`alter table keyledger_rebuild.%s set schema keyledger`, t))
+	}
+	statements = append(statements, migrations.Views)
+	for _, t := range slices.Backward(b.p.Tables()) {
+		statements = append(statements, `drop table keyledger_old.`+t)
+	}
+	for _, s := range statements {
+		if _, err := tx.Exec(ctx, s); err != nil {
+			if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03" {
+				return fmt.Errorf("somebody's query has held the tables for 30 s, try again: %w", err)
+			}
+			return err
+		}
+	}
+	_, err := tx.Exec(ctx, `update keyledger.positions set rebuilds = rebuilds + 1, state = 'starting', error = '', failed_at = null where name = $1`, b.p.Name())
+	return err
+}
