@@ -78,6 +78,11 @@ type ownerEntry struct {
 	mu    sync.Mutex
 	keys  []*entry // in order of creation; append only
 
+	// Counting the active keys must not cost the keys that there are: live
+	// are those not revoked, expiring are those of them that have a last day.
+	live     int
+	expiring map[*entry]events.Time
+
 	// The last admission under the owner's cap. Its key follows in the same
 	// atomic batch; until it has been applied the admission stands for it.
 	admitted   string
@@ -275,13 +280,31 @@ func (r *Ring) storeKey(at *entry, before, after *domain.Key) {
 		at = &entry{}
 		at.key.Store(after)
 		r.storeID(after.ID, at)
-		o := r.ownerEntry(after.Keyspace, after.Owner)
-		o.mu.Lock()
-		o.keys = append(o.keys, at)
-		o.mu.Unlock()
 	}
+	r.ownerEntry(after.Keyspace, after.Owner).count(at, before, after)
 	if before == nil || before.Hash != after.Hash {
 		r.storeSecret(secretID{after.Keyspace, after.Hash}, at)
+	}
+}
+
+func (o *ownerEntry) count(at *entry, before, after *domain.Key) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if before == nil {
+		o.keys = append(o.keys, at)
+	} else if !before.Revoked() {
+		o.live--
+		delete(o.expiring, at)
+	}
+	if after.Revoked() {
+		return
+	}
+	o.live++
+	if after.ExpiresAt != 0 {
+		if o.expiring == nil {
+			o.expiring = map[*entry]events.Time{}
+		}
+		o.expiring[at] = after.ExpiresAt
 	}
 }
 
@@ -496,10 +519,16 @@ func (r *Ring) Owners(keyspace string) []*domain.Owner {
 
 // ActiveKeys counts an owner's keys that are neither revoked, deleted nor expired.
 func (r *Ring) ActiveKeys(keyspace, owner string, now time.Time) int {
-	n := 0
-	for k := range r.Keys(keyspace, owner) {
-		if k.Active(events.At(now)) {
-			n++
+	o := r.findOwner(keyspace, owner)
+	if o == nil {
+		return 0
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n := o.live
+	for _, until := range o.expiring {
+		if until <= events.At(now) {
+			n--
 		}
 	}
 	return n
