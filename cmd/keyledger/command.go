@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -46,7 +47,11 @@ func (a *app) send(cmd *cobra.Command, q call) (*answer, error) {
 	if q.idem == "" {
 		q.idem = newIdempotencyKey()
 	}
-	return c.do(cmd.Context(), q)
+	r, err := c.do(cmd.Context(), q)
+	if err == nil {
+		c.remember(r, a.now())
+	}
+	return r, err
 }
 
 // readFlags are what every reading of a projection accepts.
@@ -68,7 +73,15 @@ func (a *app) get(cmd *cobra.Command, path string, query url.Values, header http
 	if err != nil {
 		return nil, err
 	}
-	return c.do(cmd.Context(), call{method: http.MethodGet, path: path, query: query, header: header})
+	q := call{method: http.MethodGet, path: path, query: query, header: header}
+	own := c.recall(&q, a.now())
+	r, err := c.do(cmd.Context(), q)
+	if p, ok := errors.AsType[*problem](err); ok && own && p.Status == http.StatusServiceUnavailable {
+		// The ledger at this address may be another one by now, with lower sequences.
+		q.header.Del("Min-Sequence")
+		return c.do(cmd.Context(), q)
+	}
+	return r, err
 }
 
 // pages reads a list that is answered as {<name>: […], next_cursor}: one page,
@@ -85,10 +98,8 @@ func (a *app) pages(cmd *cobra.Command, path, name, cursorName string, query url
 			return nil, "", nil, err
 		}
 		var some []json.RawMessage
-		if raw, ok := page[name]; ok {
-			if err := json.Unmarshal(raw, &some); err != nil {
-				return nil, "", nil, (&answer{body: raw}).decode(&some)
-			}
+		if err := (&answer{body: page[name]}).decode(&some); err != nil {
+			return nil, "", nil, err
 		}
 		next = ""
 		if raw, ok := page["next_cursor"]; ok {

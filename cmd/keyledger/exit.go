@@ -57,6 +57,7 @@ type problem struct {
 	RequestID string `json:"request_id"`
 	Errors    []struct {
 		Path    string `json:"path"`
+		Line    int    `json:"line"` // of a keyspace document
 		Message string `json:"message"`
 		Fix     string `json:"fix"`
 	} `json:"errors"`
@@ -82,12 +83,15 @@ func (p *problem) Error() string {
 	}
 	for _, e := range p.Errors {
 		b.WriteString("\n  ")
+		if e.Line > 0 {
+			fmt.Fprintf(&b, "line %d: ", e.Line)
+		}
 		if e.Path != "" {
-			b.WriteString(clean(e.Path) + ": ")
+			b.WriteString(clean(e.Path) + " ")
 		}
 		b.WriteString(clean(e.Message))
 		if e.Fix != "" {
-			b.WriteString("\n    " + clean(e.Fix))
+			b.WriteString(": " + clean(e.Fix))
 		}
 	}
 	if p.hint != "" {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 )
 
@@ -28,7 +29,7 @@ type keyView struct {
 	Plan           string            `json:"plan"`
 	Scopes         []string          `json:"scopes"`
 	Resources      []string          `json:"resources"`
-	Limits         map[string]int64  `json:"limits"`
+	Limits         map[string]*int64 `json:"limits"`
 	AllowedOrigins []string          `json:"allowed_origins"`
 	AllowedIPs     []string          `json:"allowed_ips"`
 	Meta           map[string]string `json:"meta"`
@@ -64,7 +65,7 @@ type grantFlags struct {
 	name, plan, expiresAt  string
 	scopes, resources      []string
 	origins, ips           []string
-	limits                 map[string]int64
+	limits                 map[string]string
 	meta                   map[string]string
 	create                 bool
 	environment, expiresIn string
@@ -77,7 +78,7 @@ func (g *grantFlags) add(cmd *cobra.Command) {
 	f.StringVar(&g.plan, "plan", "", "plan of the key, instead of its owner's")
 	f.StringSliceVar(&g.scopes, "scopes", nil, "scopes, separated by commas")
 	f.StringSliceVar(&g.resources, "resources", nil, "resources that the key is bound to, separated by commas")
-	f.StringToInt64Var(&g.limits, "limits", nil, "requests per window: minute=100,hour=5000,day=100000")
+	f.StringToStringVar(&g.limits, "limits", nil, "requests per window: minute=100,hour=5000,day=none")
 	f.StringSliceVar(&g.origins, "allowed-origins", nil, "origins that may use the key, separated by commas")
 	f.StringSliceVar(&g.ips, "allowed-ips", nil, "addresses or networks that may use the key, separated by commas")
 	f.StringToStringVar(&g.meta, "meta", nil, "business data: name=value,…")
@@ -104,7 +105,11 @@ func (g *grantFlags) body(cmd *cobra.Command) (map[string]any, error) {
 	put("plan", "plan", g.plan)
 	put("scopes", "scopes", list(g.scopes))
 	put("resources", "resources", list(g.resources))
-	put("limits", "limits", dict(g.limits))
+	limits, err := windows(g.limits)
+	if err != nil {
+		return nil, err
+	}
+	put("limits", "limits", limits)
 	put("allowed-origins", "allowed_origins", list(g.origins))
 	put("allowed-ips", "allowed_ips", list(g.ips))
 	put("meta", "meta", dict(g.meta))
@@ -123,6 +128,23 @@ func (g *grantFlags) body(cmd *cobra.Command) (map[string]any, error) {
 	}
 	b["expires_at"] = at
 	return b, nil
+}
+
+// windows reads limits; none is no limit, which is null on the wire.
+func windows(given map[string]string) (map[string]any, error) {
+	limits := make(map[string]any, len(given))
+	for window, s := range given {
+		if s == "none" {
+			limits[window] = nil
+			continue
+		}
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err != nil {
+			return nil, usageError("--limits: write a whole number or none for each window, such as minute=100,day=none")
+		}
+		limits[window] = n
+	}
+	return limits, nil
 }
 
 func list(s []string) []string { return append([]string{}, s...) }
@@ -295,11 +317,11 @@ func actorText(raw json.RawMessage) string {
 	return actor.Type + " " + actor.ID
 }
 
-func limitsText(limits map[string]int64) string {
+func limitsText(limits map[string]*int64) string {
 	var parts []string
 	for _, window := range []string{"minute", "hour", "day"} {
-		if n, ok := limits[window]; ok {
-			parts = append(parts, fmt.Sprintf("%d/%s", n, window))
+		if n := limits[window]; n != nil {
+			parts = append(parts, fmt.Sprintf("%d/%s", *n, window))
 		}
 	}
 	return strings.Join(parts, ", ")
@@ -389,31 +411,14 @@ func (a *app) at(flag, s string, sign time.Duration) (string, error) {
 	if s == "" {
 		return "", nil
 	}
-	if d, err := distance(s); err == nil {
-		return events.At(a.now().Add(sign * d)).String(), nil
+	if d, err := domain.ParseDuration(s); err == nil {
+		return events.At(a.now().Add(sign * time.Duration(d))).String(), nil
 	}
 	at, err := moment(s)
 	if err != nil {
 		return "", usageError("%s: %w, or a distance from now such as 30d or 24h", flag, err)
 	}
 	return at, nil
-}
-
-// distance is a Go duration in which days may lead.
-func distance(s string) (time.Duration, error) {
-	var days time.Duration
-	if n, rest, ok := strings.Cut(s, "d"); ok {
-		d, err := strconv.ParseUint(n, 10, 16)
-		if err != nil {
-			return 0, err
-		}
-		days = time.Duration(d) * 24 * time.Hour
-		if s = rest; s == "" {
-			return days, nil
-		}
-	}
-	d, err := time.ParseDuration(s)
-	return days + d, err
 }
 
 func (a *app) keysGetCommand() *cobra.Command {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,10 +12,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/keyledger/keyledger/domain"
 )
 
 // keyspaceView is a keyspace as the API answers it.
@@ -286,14 +288,21 @@ func (a *app) keyspacesValidateCommand() *cobra.Command {
 				return err
 			}
 			type result struct {
-				File     string            `json:"file"`
-				Keyspace string            `json:"keyspace"`
-				Valid    bool              `json:"valid"`
-				Errors   []documentProblem `json:"errors"`
+				File     string           `json:"file"`
+				Keyspace string           `json:"keyspace"`
+				Valid    bool             `json:"valid"`
+				Errors   []domain.Problem `json:"errors"`
 			}
 			results, valid := make([]result, len(docs)), true
 			for i, d := range docs {
-				found := checkDocument(d)
+				found := []domain.Problem{}
+				if _, err := domain.ParseDocument(d.body); err != nil {
+					wrong, ok := errors.AsType[*domain.DocumentError](err)
+					if !ok {
+						return err
+					}
+					found = wrong.Problems
+				}
 				results[i] = result{d.name, d.keyspace, len(found) == 0, found}
 				valid = valid && results[i].Valid
 			}
@@ -310,7 +319,7 @@ func (a *app) keyspacesValidateCommand() *cobra.Command {
 					fmt.Fprintf(a.stdout, "%s: keyspace %s is valid\n", clean(r.File), clean(r.Keyspace))
 				}
 				for _, p := range r.Errors {
-					fmt.Fprintf(a.stdout, "%s\n", strings.TrimSpace(fmt.Sprintf("%s: %s", clean(r.File), p)))
+					fmt.Fprintf(a.stdout, "%s: %s\n", clean(r.File), clean(p.String()))
 				}
 			}
 			if !valid {
@@ -322,27 +331,4 @@ func (a *app) keyspacesValidateCommand() *cobra.Command {
 	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "file, directory, or - for stdin")
 	must(cmd, "file")
 	return cmd
-}
-
-// documentProblem is one thing that is wrong with a document.
-type documentProblem struct {
-	Path    string `json:"path"`
-	Line    int    `json:"line,omitempty"`
-	Message string `json:"message"`
-	Fix     string `json:"fix,omitempty"`
-}
-
-func (p documentProblem) String() string {
-	var b strings.Builder
-	if p.Line > 0 {
-		fmt.Fprintf(&b, "line %d: ", p.Line)
-	}
-	if p.Path != "" {
-		b.WriteString(clean(p.Path) + ": ")
-	}
-	b.WriteString(clean(p.Message))
-	if p.Fix != "" {
-		b.WriteString(": " + clean(p.Fix))
-	}
-	return b.String()
 }
