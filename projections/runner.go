@@ -200,9 +200,14 @@ func (f *follower) follow(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// closeConn gives locks back at once; the server would a moment after the
+// connection has closed.
 func closeConn(conn *pgx.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
+	if !conn.IsClosed() {
+		_, _ = conn.Exec(ctx, `select pg_advisory_unlock_all()`)
+	}
 	_ = conn.Close(ctx)
 }
 
