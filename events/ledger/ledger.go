@@ -116,6 +116,7 @@ type Ledger struct {
 	pages sync.Map // subject of USAGE -> *pageHead
 
 	mu       sync.Mutex               // guards what follows
+	link     context.Context          // ends when the connection is lost; then another one begins
 	heads    map[string]head          // the furthest place seen in each stream
 	moved    bool                     // since the head file was written
 	refused  map[string]*RefusalError // streams in doubt
@@ -155,6 +156,7 @@ func Open(ctx context.Context, nc *nats.Conn, o Options) (*Ledger, error) {
 		refused: map[string]*RefusalError{},
 		behind:  map[string]int{},
 		doubt:   make(chan struct{}),
+		link:    context.Background(),
 	}
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -238,6 +240,11 @@ func (l *Ledger) watch(ctx context.Context) {
 	defer save.Stop()
 	look := time.NewTicker(l.o.WatchEvery)
 	defer look.Stop()
+	status := l.nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	defer l.nc.RemoveStatusListener(status)
+	link, lost := context.WithCancel(context.Background())
+	defer func() { lost() }()
+	l.setLink(link)
 	for {
 		select {
 		case <-ctx.Done():
@@ -248,8 +255,19 @@ func (l *Ledger) watch(ctx context.Context) {
 			}
 		case <-look.C:
 			l.look(ctx)
+		case <-status:
+			// Answers under way will not come any more.
+			lost()
+			link, lost = context.WithCancel(context.Background())
+			l.setLink(link)
 		}
 	}
+}
+
+func (l *Ledger) setLink(link context.Context) {
+	l.mu.Lock()
+	l.link = link
+	l.mu.Unlock()
 }
 
 // look repeats the checks of Open that can change while open. A server that
