@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 // whose name has what breaks careless quoting.
 func openDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "keyledger test, 'a' -")
+	dir, err := os.MkdirTemp("", "keyledger test 'a' -")
 	if err != nil {
 		t.Fatal(err)
 	}

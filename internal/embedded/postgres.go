@@ -371,15 +371,17 @@ func (p *Postgres) openSocketDir(want string, who *osUser) error {
 	if err != nil {
 		return fmt.Errorf("PostgreSQL: %w", err)
 	}
-	if len(dir)+len("/.s.PGSQL.65535") > maxSocketPath {
+	// Clients take a comma for the start of another host.
+	if limit := maxSocketPath - len("/.s.PGSQL.65535"); len(dir) > limit || strings.Contains(dir, ",") {
 		if want != "" {
-			return fmt.Errorf("PostgreSQL: the path of the socket directory %q is too long for a Unix socket: choose one of at most %d bytes", dir, maxSocketPath-len("/.s.PGSQL.65535"))
+			return fmt.Errorf("PostgreSQL: a Unix socket cannot be in directory %q: choose one of at most %d bytes without a comma", dir, limit)
 		}
 		if dir, err = shortSocketDir(p.dir, who); err != nil {
 			return fmt.Errorf("PostgreSQL: %w", err)
 		}
 		p.ownSocketDir = true
 	}
+	p.socketDir = dir
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("PostgreSQL: %w", err)
 	}
@@ -395,7 +397,6 @@ func (p *Postgres) openSocketDir(want string, who *osUser) error {
 	for _, f := range stale {
 		os.Remove(f)
 	}
-	p.socketDir = dir
 	return who.reach(dir)
 }
 
@@ -403,7 +404,7 @@ func (p *Postgres) openSocketDir(want string, who *osUser) error {
 // unless somebody else made one of that name first in the shared directory.
 func shortSocketDir(dir string, who *osUser) (string, error) {
 	base := os.TempDir()
-	if len(base) > 60 {
+	if len(base) > 60 || strings.Contains(base, ",") {
 		base = "/tmp"
 	}
 	sum := sha256.Sum256([]byte(dir))
@@ -586,6 +587,9 @@ func (p *Postgres) Done() <-chan struct{} { return p.child.done }
 // it does not follow, and unlocks the directory. It may be called twice.
 func (p *Postgres) Stop() error {
 	defer p.lock.Close()
+	if p.ownSocketDir {
+		defer os.Remove(p.socketDir)
+	}
 	if p.child == nil {
 		return nil
 	}
@@ -596,9 +600,6 @@ func (p *Postgres) Stop() error {
 		p.child.cmd.Process.Signal(step.sig)
 		select {
 		case <-p.child.done:
-			if p.ownSocketDir {
-				os.Remove(p.socketDir)
-			}
 			if step.sig != syscall.SIGINT {
 				return fmt.Errorf("PostgreSQL on %q ended only at %s; it recovers at the next start", p.dir, step.sig)
 			}
