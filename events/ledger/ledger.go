@@ -115,8 +115,9 @@ type Ledger struct {
 
 	pages sync.Map // subject of USAGE -> *pageHead
 
-	mu       sync.Mutex               // guards what follows
-	link     context.Context          // ends when the connection is lost; then another one begins
+	mu       sync.Mutex      // guards what follows
+	link     context.Context // ends when the connection is lost; then another one begins
+	unlink   context.CancelFunc
 	heads    map[string]head          // the furthest place seen in each stream
 	moved    bool                     // since the head file was written
 	refused  map[string]*RefusalError // streams in doubt
@@ -156,8 +157,8 @@ func Open(ctx context.Context, nc *nats.Conn, o Options) (*Ledger, error) {
 		refused: map[string]*RefusalError{},
 		behind:  map[string]int{},
 		doubt:   make(chan struct{}),
-		link:    context.Background(),
 	}
+	l.relink()
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Minute)
@@ -242,9 +243,6 @@ func (l *Ledger) watch(ctx context.Context) {
 	defer look.Stop()
 	status := l.nc.StatusChanged(nats.RECONNECTING, nats.CLOSED)
 	defer l.nc.RemoveStatusListener(status)
-	link, lost := context.WithCancel(context.Background())
-	defer func() { lost() }()
-	l.setLink(link)
 	for {
 		select {
 		case <-ctx.Done():
@@ -256,18 +254,18 @@ func (l *Ledger) watch(ctx context.Context) {
 		case <-look.C:
 			l.look(ctx)
 		case <-status:
-			// Answers under way will not come any more.
-			lost()
-			link, lost = context.WithCancel(context.Background())
-			l.setLink(link)
+			l.relink() // answers under way will not come any more
 		}
 	}
 }
 
-func (l *Ledger) setLink(link context.Context) {
+func (l *Ledger) relink() {
 	l.mu.Lock()
-	l.link = link
-	l.mu.Unlock()
+	defer l.mu.Unlock()
+	if l.unlink != nil {
+		l.unlink()
+	}
+	l.link, l.unlink = context.WithCancel(context.Background())
 }
 
 // look repeats the checks of Open that can change while open. A server that
