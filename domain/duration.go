@@ -37,18 +37,19 @@ func badDuration(s string) error {
 	return fmt.Errorf("%q is not a duration: write 30d, 24h or 90s", s)
 }
 
+// String writes the duration so that ParseDuration reads it back: from three
+// whole days on in days, else without its zero parts.
 func (d Duration) String() string {
 	t := time.Duration(d)
-	if t != 0 && t%(24*time.Hour) == 0 {
+	if t >= 3*24*time.Hour && t%(24*time.Hour) == 0 {
 		return strconv.FormatInt(int64(t/(24*time.Hour)), 10) + "d"
 	}
 	s := t.String()
-	s = strings.TrimSuffix(s, "0s")
+	if strings.HasSuffix(s, "m0s") {
+		s = strings.TrimSuffix(s, "0s")
+	}
 	if strings.HasSuffix(s, "h0m") {
 		s = strings.TrimSuffix(s, "0m")
-	}
-	if s == "" || strings.HasSuffix(t.String(), "0s") && !strings.HasSuffix(t.String(), "m0s") {
-		return t.String()
 	}
 	return s
 }

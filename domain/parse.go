@@ -160,10 +160,10 @@ func (r *reader) format(n, display *node) {
 	if length := o.required("length"); length != nil {
 		f.Length = int(r.int(length, 1, 200))
 	}
-	if n := o.get("default_environment"); n != nil {
-		f.DefaultEnvironment = r.string(n)
+	if named := o.get("default_environment"); named != nil {
+		f.DefaultEnvironment = r.string(named)
 		if _, ok := f.Prefixes[f.DefaultEnvironment]; !ok && len(f.Prefixes) > 0 {
-			r.bad(n, fmt.Sprintf("%q has no prefix", clip(f.DefaultEnvironment)), oneOf(f.Prefixes))
+			r.bad(named, fmt.Sprintf("%q has no prefix", clip(f.DefaultEnvironment)), oneOf(f.Prefixes))
 		}
 	} else if len(f.Prefixes) == 1 {
 		for f.DefaultEnvironment = range f.Prefixes {
@@ -764,6 +764,9 @@ func (o *object) done() {
 			continue
 		}
 		fix := "remove it: there are " + strings.Join(o.known, ", ")
+		if o.n.values[i].bare {
+			fix = "put text that has a comma in quotes"
+		}
 		if near := nearest(name, o.known); near != "" {
 			fix = "did you mean " + near + "?"
 		}
@@ -777,6 +780,13 @@ func (o *object) text(name string, most int) string {
 		return ""
 	}
 	s := strings.TrimRight(o.r.string(n), "\n") // which YAML's block texts end with
+	// In {about: Read, change and delete, routes: …} YAML ends the text at its
+	// comma and reads a name without a value. No field has such a name, so that
+	// this can only be the rest of the text.
+	for i := o.n.index[name] + 1; i < len(o.n.names) && o.n.values[i].bare && strings.Contains(o.n.names[i], " "); i++ {
+		s += ", " + o.n.names[i]
+		o.known = append(o.known, o.n.names[i])
+	}
 	switch {
 	case utf8.RuneCountInString(s) > most:
 		o.r.bad(n, fmt.Sprintf("is longer than %d characters", most), "shorten it")
@@ -949,7 +959,7 @@ func oneOfThese(choices ...string) func(string) (string, string) {
 func nearest(s string, names []string) string {
 	best, found := 3, "" // more than two slips are another word
 	for _, name := range names {
-		if d := distance(s, name); d < best && d < max(2, len(name)/2) {
+		if d := distance(s, name); d < best && d < max(2, (len(name)+1)/2) {
 			best, found = d, name
 		}
 	}

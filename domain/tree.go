@@ -49,6 +49,7 @@ type node struct {
 	names  []string       // of an object's values, in the order of the author
 	values []*node        // of an object or a list
 	index  map[string]int // of an object's names
+	bare   bool           // null, because {…, name} has no colon
 }
 
 // readTree reads YAML or JSON. The node is nil where there is nothing to go on
@@ -84,7 +85,9 @@ func readTree(source []byte) (*node, []Problem) {
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(source))
 	var first, second yaml.Node
-	if err := decoder.Decode(&first); err != nil {
+	if err := decoder.Decode(&first); errors.Is(err, io.EOF) {
+		return one(0, "the document is empty", "write a keyspace document")
+	} else if err != nil {
 		line, message := yamlError(err)
 		return one(line, "the document is neither YAML nor JSON: "+message, "correct the syntax there")
 	}
@@ -164,6 +167,7 @@ func (t *treeReader) fromYAML(y *yaml.Node, path string, depth int) *node {
 		for i := 0; i+1 < len(y.Content); i += 2 {
 			name := y.Content[i]
 			value := t.fromYAML(y.Content[i+1], dotted(path, name.Value), depth+1)
+			value.bare = y.Style&yaml.FlowStyle != 0 && value.shape == isNull && y.Content[i+1].Value == ""
 			switch {
 			case name.Kind == yaml.AliasNode || name.Anchor != "" || name.ShortTag() == "!!merge":
 				t.bad(path, name.Line, "uses an anchor, an alias or a merge", "write the value out where it is needed")
