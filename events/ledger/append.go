@@ -385,12 +385,8 @@ func repeatable(err error) bool {
 // publish sends one message and waits for the server's answer.
 func (l *Ledger) publish(ctx context.Context, m *nats.Msg) (pubAck, error) {
 	var ack pubAck
-	l.mu.Lock()
-	link := l.link
-	l.mu.Unlock()
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := l.linked(ctx)
 	defer cancel()
-	defer context.AfterFunc(link, cancel)()
 	answer, err := l.nc.RequestMsgWithContext(ctx, m)
 	if err != nil {
 		return ack, err

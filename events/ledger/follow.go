@@ -359,7 +359,9 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 	if info.State.LastSeq+1 < r.next && !(l.o.Replicas > 1 && l.catchUp(ctx, r.stream, r.next-1)) {
 		return false, &RefusalError{[]Finding{behindFinding(r.stream, info.State.LastSeq, Position{"this reader", r.stream, r.next - 1, ""})}}
 	}
-	consumer, err := l.js.CreateConsumer(setup, r.stream, config)
+	linked, unlink := l.linked(setup)
+	defer unlink()
+	consumer, err := l.js.CreateConsumer(linked, r.stream, config)
 	if err != nil {
 		return false, err
 	}

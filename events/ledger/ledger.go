@@ -268,6 +268,17 @@ func (l *Ledger) relink() {
 	l.link, l.unlink = context.WithCancel(context.Background())
 }
 
+// linked is ctx that also ends when the connection is lost, and with it every
+// answer under way.
+func (l *Ledger) linked(ctx context.Context) (context.Context, context.CancelFunc) {
+	l.mu.Lock()
+	link := l.link
+	l.mu.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(link, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
 // look repeats the checks of Open that can change while open. A server that
 // does not answer is no finding.
 func (l *Ledger) look(ctx context.Context) {
@@ -319,7 +330,12 @@ func (l *Ledger) api(ctx context.Context, subject string, in, out any) error {
 			return err
 		}
 	}
-	m, err := l.nc.RequestWithContext(ctx, "$JS.API."+subject, body)
+	linked, cancel := l.linked(ctx)
+	defer cancel()
+	m, err := l.nc.RequestWithContext(linked, "$JS.API."+subject, body)
+	if err != nil && linked.Err() != nil && ctx.Err() == nil {
+		return nats.ErrDisconnected
+	}
 	if err != nil {
 		return err
 	}
