@@ -92,6 +92,13 @@ func Encode(e Envelope) ([]byte, error) {
 	if name, version := e.Data.Kind(); name != e.Type || version != e.Version {
 		return nil, fmt.Errorf("event says %s version %d, its data is %s version %d", e.Type, e.Version, name, version)
 	}
+	if b, ok := appendEnvelope(make([]byte, 0, 1024), e); ok {
+		return b, nil
+	}
+	return encode(e)
+}
+
+func encode(e Envelope) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
@@ -111,16 +118,23 @@ func Encode(e Envelope) ([]byte, error) {
 // [*UnknownError] for a type or version from the future, and with another
 // error for bytes that are no fact at all.
 func Decode(body []byte) (Envelope, error) {
+	if e, ok := scanEnvelope(body); ok {
+		return e, nil
+	}
+	return decode(body)
+}
+
+func decode(body []byte) (Envelope, error) {
 	var w wire
 	if err := json.Unmarshal(body, &w); err != nil {
 		return Envelope{}, fmt.Errorf("not an event: %w", err)
 	}
 	e := Envelope{w.ID, w.Type, w.Version, w.Time, w.Keyspace, w.Owner, w.Key, w.KeyVersion, w.Actor, w.Via, w.RequestID, w.Command, nil}
-	decode := decoders[w.Type][w.Version]
-	if decode == nil {
+	payload := decoders[w.Type][w.Version]
+	if payload == nil {
 		return e, &UnknownError{w.Type, w.Version}
 	}
-	data, err := decode(w.Data)
+	data, err := payload(w.Data)
 	if err != nil {
 		return e, fmt.Errorf("event %s of type %s: %w", w.ID, w.Type, err)
 	}
