@@ -164,7 +164,7 @@ func claimKind(cfg NATSConfig) error {
 	path := filepath.Join(cfg.Dir, "kind")
 	was, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return os.WriteFile(path, []byte(kind+"\n"), 0o600)
+		return writeFileSynced(path, []byte(kind+"\n"))
 	}
 	if err != nil {
 		return fmt.Errorf("NATS: %w", err)

@@ -88,6 +88,10 @@ func TestNATSRefuses(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	damaged := t.TempDir()
+	if err := os.WriteFile(filepath.Join(damaged, "jetstream"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 
 	for _, c := range []struct {
 		name string
@@ -98,6 +102,7 @@ func TestNATSRefuses(t *testing.T) {
 		{"no port", NATSConfig{Dir: t.TempDir(), Listen: "localhost"}, []string{`"localhost"`, "host:port"}},
 		{"port not a number", NATSConfig{Dir: t.TempDir(), Listen: "localhost:nats"}, []string{"number"}},
 		{"store is a file", NATSConfig{Dir: file}, []string{file}},
+		{"store is damaged", NATSConfig{Dir: damaged}, []string{damaged, "JetStream"}},
 		// JetStream would delete the streams after half a minute.
 		{"alone, then in a cluster", NATSConfig{Dir: alone, Listen: "127.0.0.1:0", Cluster: &NATSCluster{Name: "c", Listen: "127.0.0.1:0"}}, []string{alone, `"alone"`, "cluster c"}},
 		{"cluster without listener", NATSConfig{Dir: t.TempDir(), Cluster: &NATSCluster{Name: "c", Listen: "127.0.0.1:0"}}, []string{"listen address"}},

@@ -276,16 +276,19 @@ func (u *osUser) own(path string) error {
 	return os.Lchown(path, u.uid, u.gid)
 }
 
-// command prepares a PostgreSQL program: in a process group of its own, so that
-// Ctrl-C in a terminal reaches this process alone, and without the caller's PG variables.
+// passedOn are the variables a PostgreSQL program gets. The others may hold
+// secrets, and the user it runs as can read them.
+var passedOn = []string{"PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"}
+
+// command prepares a PostgreSQL program, in a process group of its own, so that
+// Ctrl-C in a terminal reaches this process alone.
 func (u *osUser) command(path string, args ...string) *exec.Cmd {
 	cmd := exec.Command(path, args...)
 	cmd.Dir = "/"
 	cmd.Env = []string{"LC_ALL=C", "TZ=UTC"}
-	for _, kv := range os.Environ() {
-		name, _, _ := strings.Cut(kv, "=")
-		if !strings.HasPrefix(name, "PG") && !strings.HasPrefix(name, "LC_") && name != "LANG" && name != "LANGUAGE" && name != "TZ" {
-			cmd.Env = append(cmd.Env, kv)
+	for _, name := range passedOn {
+		if v, ok := os.LookupEnv(name); ok {
+			cmd.Env = append(cmd.Env, name+"="+v)
 		}
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -318,7 +321,7 @@ func initData(ctx context.Context, cfg PostgresConfig, bin binaries, who *osUser
 		return fmt.Errorf("PostgreSQL: %w", err)
 	}
 	args := []string{"-D", tmp, "-U", role, "-E", "UTF8", "--locale=C", "--auth-local=trust", "--auth-host=scram-sha-256"}
-	if cfg.NoSync {
+	if cfg.NoSync || syncFilesystem != nil {
 		args = append(args, "--no-sync")
 	}
 	cfg.Log.Info("making the PostgreSQL data directory", "dir", data, "version", bin.version, "user", who.name)
@@ -339,6 +342,11 @@ func initData(ctx context.Context, cfg PostgresConfig, bin binaries, who *osUser
 	if c.err != nil {
 		os.RemoveAll(tmp)
 		return fmt.Errorf("PostgreSQL: initdb in %q failed: %w%s", cfg.Dir, c.err, out.tail())
+	}
+	if !cfg.NoSync && syncFilesystem != nil {
+		if err := syncFilesystem(tmp); err != nil {
+			return fmt.Errorf("PostgreSQL: sync the new data directory: %w", err)
+		}
 	}
 	if err := os.Rename(tmp, data); err != nil {
 		return fmt.Errorf("PostgreSQL: %w", err)

@@ -193,6 +193,23 @@ func TestPostgres(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+	// Data of a user's, opened by root, is served as that user. Only root can come by it.
+	if os.Geteuid() == 0 {
+		t.Run("data of another user", func(t *testing.T) {
+			const nobody = 65534
+			err := filepath.WalkDir(data, func(path string, _ fs.DirEntry, err error) error {
+				return errors.Join(err, os.Lchown(path, nobody, nobody))
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := startPostgres(t, PostgresConfig{Dir: dir, NoSync: true})
+			if got := query[int](t, p.URL(), "select v from kept"); got != 42 {
+				t.Errorf("the table holds %d", got)
+			}
+			p.Stop()
+		})
+	}
 	t.Run("another major version", func(t *testing.T) {
 		file := filepath.Join(data, "PG_VERSION")
 		was, err := os.ReadFile(file)

@@ -3,6 +3,7 @@ package testenv
 import (
 	"fmt"
 	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -33,17 +34,14 @@ func Cluster(t testing.TB, nodes int, opts ...Option) *Nodes {
 	for i := range nodes {
 		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", ports[2*i+1]))
 	}
-	log := warnings(t)
+	dir, log := t.TempDir(), warnings(t)
 	for i := range nodes {
-		cfg := embedded.NATSConfig{
-			NoSync: true,
-			Dir:    t.TempDir(),
-			Listen: fmt.Sprintf("127.0.0.1:%d", ports[2*i]),
-			Log:    log,
-		}
+		cfg := embedded.NATSConfig{NoSync: true, Dir: dir, Log: log}
 		for _, o := range opts {
 			o(&cfg)
 		}
+		cfg.Dir = filepath.Join(cfg.Dir, fmt.Sprintf("n%d", i))
+		cfg.Listen = fmt.Sprintf("127.0.0.1:%d", ports[2*i])
 		cfg.ServerName = fmt.Sprintf("n%d", i)
 		cfg.Cluster = &embedded.NATSCluster{
 			Name:   "test",

@@ -36,6 +36,17 @@ func searchCapability() []uintptr {
 	return nil
 }
 
+// syncFilesystem puts everything under dir on the disk in one call, where initdb
+// would sync a thousand files one by one; nil where there is no such call.
+var syncFilesystem = func(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
+}
+
 func inspect(pid int, data string) processState {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {

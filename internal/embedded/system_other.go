@@ -29,6 +29,8 @@ func watchParent(pid int) (stop func()) {
 	}
 }
 
+var syncFilesystem func(dir string) error
+
 func inspect(pid int, data string) processState {
 	out, err := exec.Command("ps", "-o", "stat=,command=", "-p", strconv.Itoa(pid)).Output()
 	if err != nil {
