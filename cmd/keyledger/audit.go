@@ -210,6 +210,10 @@ func (a *app) printEvent(data []byte) error {
 	return err
 }
 
+// retryFirst and retryLast are the shortest and the longest pause before a lost
+// connection is taken up again.
+const retryFirst, retryLast = 100 * time.Millisecond, 10 * time.Second
+
 // tail reads Server-Sent Events until emit has enough or the context ends,
 // which is no error: that is how a tail ends.
 func (a *app) tail(ctx context.Context, q url.Values, after string, emit func(data []byte) (enough bool, err error)) error {
@@ -217,7 +221,7 @@ func (a *app) tail(ctx context.Context, q url.Values, after string, emit func(da
 	if err != nil {
 		return err
 	}
-	wait := time.Second
+	wait := retryFirst
 	for connected := false; ; {
 		header := http.Header{"Accept": {"text/event-stream"}}
 		if after != "" {
@@ -225,7 +229,7 @@ func (a *app) tail(ctx context.Context, q url.Values, after string, emit func(da
 		}
 		resp, err := c.open(ctx, call{method: http.MethodGet, path: path("audit", "tail"), query: q, header: header})
 		if err == nil {
-			connected, wait = true, time.Second
+			connected, wait = true, retryFirst
 			var enough bool
 			after, enough, err = readEvents(resp.Body, after, emit)
 			resp.Body.Close()
@@ -245,6 +249,6 @@ func (a *app) tail(ctx context.Context, q url.Values, after string, emit func(da
 			return nil
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, 10*time.Second)
+		wait = min(2*wait, retryLast)
 	}
 }

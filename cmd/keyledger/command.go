@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -98,7 +99,11 @@ func (a *app) pages(cmd *cobra.Command, path, name, cursorName string, query url
 			return nil, "", nil, err
 		}
 		var some []json.RawMessage
-		if err := (&answer{body: page[name]}).decode(&some); err != nil {
+		raw, ok := page[name]
+		if !ok {
+			return nil, "", nil, fmt.Errorf("the answer has no %s: is the address that of a keyledger API, and of the same version?", name)
+		}
+		if err := (&answer{body: raw}).decode(&some); err != nil {
 			return nil, "", nil, err
 		}
 		next = ""

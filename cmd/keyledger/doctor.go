@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -175,16 +177,36 @@ func (c *client) plain(ctx context.Context, path string) (*answer, error) {
 	return &answer{resp.StatusCode, resp.Header, body}, err
 }
 
+// checkReady reads {ready, checks: {name: {ok, detail}}}, which /readyz answers
+// with 200 and with 503.
 func checkReady(ctx context.Context, c *client) check {
 	r, err := c.plain(ctx, "/readyz")
-	if err != nil {
-		return check{"ready", "fail", firstLine(err), "wait until the fold has caught up; the service's log says what it is waiting for"}
+	if p, ok := errors.AsType[*problem](err); ok && p.raw != nil {
+		r = &answer{body: p.raw}
+	} else if err != nil {
+		return check{"ready", "fail", firstLine(err), "the service's log says why"}
 	}
-	detail := strings.TrimSpace(string(r.body))
-	if detail == "" {
-		detail = "yes"
+	var answered struct {
+		Checks map[string]struct {
+			OK     bool   `json:"ok"`
+			Detail string `json:"detail"`
+		} `json:"checks"`
 	}
-	return check{"ready", "ok", detail, ""}
+	if jsonErr := r.decode(&answered); jsonErr != nil {
+		return check{"ready", "fail", jsonErr.Error(), "use a program of the service's version"}
+	}
+	var well, not []string
+	for _, name := range slices.Sorted(maps.Keys(answered.Checks)) {
+		if one := answered.Checks[name]; one.OK {
+			well = append(well, name)
+		} else {
+			not = append(not, name+": "+one.Detail)
+		}
+	}
+	if err != nil || len(not) > 0 {
+		return check{"ready", "fail", strings.Join(not, "; "), "wait until it has caught up; the service's log says what it is waiting for"}
+	}
+	return check{"ready", "ok", strings.Join(well, ", "), ""}
 }
 
 func checkStatus(ctx context.Context, c *client) check {

@@ -13,8 +13,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// importCall is the most keys that one call may bring.
-const importCall = 10_000
+// importCall is the most keys that one call may bring, importBytes the size
+// from which the next line goes into another call.
+const (
+	importCall  = 10_000
+	importBytes = 8 << 20
+)
 
 // importLine is the answer about one line: a key, or the problem with it.
 type importLine struct {
@@ -82,7 +86,6 @@ the same file may be sent again.`,
 // chunk is the body of one call.
 type chunk struct {
 	body  []byte
-	first int   // place of its first line in the file, from 1
 	lines []int // place in the file of each line that is not empty
 }
 
@@ -96,11 +99,8 @@ func chunks(r io.Reader) (calls []chunk, total int, err error) {
 		if len(line) == 0 {
 			continue
 		}
-		if len(c.lines) == importCall {
+		if len(c.lines) == importCall || len(c.body) >= importBytes {
 			calls, c = append(calls, c), chunk{}
-		}
-		if len(c.lines) == 0 {
-			c.first = place
 		}
 		c.body = append(append(c.body, line...), '\n')
 		c.lines = append(c.lines, place)

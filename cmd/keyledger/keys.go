@@ -84,7 +84,7 @@ func (g *grantFlags) add(cmd *cobra.Command) {
 	f.StringToStringVar(&g.meta, "meta", nil, "business data: name=value,…")
 	if g.create {
 		f.StringVar(&g.environment, "environment", "", "environment of the key (else the keyspace's default)")
-		f.StringVar(&g.expiresAt, "expires-at", "", "when the key expires, RFC 3339 or a date")
+		f.StringVar(&g.expiresAt, "expires-at", "", "when the key expires: RFC 3339, a date, or never (else the keyspace's default)")
 		f.StringVar(&g.expiresIn, "expires-in", "", "after what time the key expires: 30d, 24h")
 		cmd.MarkFlagsMutuallyExclusive("expires-at", "expires-in")
 		return
@@ -103,6 +103,9 @@ func (g *grantFlags) body(cmd *cobra.Command) (map[string]any, error) {
 	}
 	put("name", "name", g.name)
 	put("plan", "plan", g.plan)
+	if cmd.Flags().Changed("plan") && g.plan == "" {
+		b["plan"] = nil
+	}
 	put("scopes", "scopes", list(g.scopes))
 	put("resources", "resources", list(g.resources))
 	limits, err := windows(g.limits)
@@ -118,7 +121,7 @@ func (g *grantFlags) body(cmd *cobra.Command) (map[string]any, error) {
 	if !cmd.Flags().Changed("expires-at") {
 		return b, nil
 	}
-	if g.expiresAt == "never" && !g.create {
+	if g.expiresAt == "never" {
 		b["expires_at"] = nil
 		return b, nil
 	}
@@ -189,7 +192,7 @@ func (a *app) keysCreateCommand() *cobra.Command {
 	cmd.Flags().StringVar(&file, "secret-file", "", "write the secret to this new file (mode 0600) instead of printing it; - prints nothing else")
 	g.add(cmd)
 	f.add(cmd)
-	must(cmd, "keyspace", "owner")
+	must(cmd, "keyspace", "owner", "name")
 	a.completeFlags(cmd)
 	return cmd
 }
@@ -463,7 +466,8 @@ func (a *app) keysUpdateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "update ID", Short: "Change what a key may do", Args: takes("ID"),
 		Long: `Change the fields that are named and no others. A list is replaced as a whole;
-an empty one (--allowed-ips "") takes it away.`,
+an empty one (--allowed-ips "") takes it away. Windows that --limits does not
+name stay as they are. An empty --plan lets the owner's count again.`,
 		ValidArgsFunction: a.completeKey,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			body, err := g.body(cmd)
@@ -518,12 +522,13 @@ keyspace's default unless --grace says otherwise; --grace 0s ends it at once.`,
 }
 
 func (a *app) keysEndGraceCommand() *cobra.Command {
+	var reason string
 	var f commandFlags
 	cmd := &cobra.Command{
 		Use: "end-grace ID", Short: "End the previous secret before its time", Args: takes("ID"),
 		ValidArgsFunction: a.completeKey,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := a.command(cmd, &f, http.MethodPost, path("keys", args[0], "end-grace"), map[string]any{})
+			r, err := a.command(cmd, &f, http.MethodPost, path("keys", args[0], "end-grace"), because(reason))
 			if err != nil {
 				return err
 			}
@@ -532,7 +537,7 @@ func (a *app) keysEndGraceCommand() *cobra.Command {
 			}
 			var k struct {
 				Key              keyView     `json:"key"`
-				PreviousLastUsed events.Time `json:"previous_last_used_at"`
+				PreviousLastUsed events.Time `json:"previous_secret_last_used_at"`
 			}
 			if err := r.decode(&k); err != nil {
 				return err
@@ -541,15 +546,24 @@ func (a *app) keysEndGraceCommand() *cobra.Command {
 				return err
 			}
 			if k.PreviousLastUsed == 0 {
-				a.note("The previous secret was not used after the rotation.")
+				a.note("No use of the previous secret is known.")
 			} else {
 				a.note("The previous secret was last used at %s.", k.PreviousLastUsed)
 			}
 			return nil
 		},
 	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why, for the ledger")
 	f.add(cmd)
 	return cmd
+}
+
+// because is the body of a command that may have a reason.
+func because(reason string) map[string]any {
+	if reason == "" {
+		return map[string]any{}
+	}
+	return map[string]any{"reason": reason}
 }
 
 func (a *app) keysRevokeCommand() *cobra.Command {
@@ -559,7 +573,7 @@ func (a *app) keysRevokeCommand() *cobra.Command {
 		Use: "revoke ID", Short: "Refuse a key for ever", Args: takes("ID"),
 		ValidArgsFunction: a.completeKey,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := a.command(cmd, &f, http.MethodPost, path("keys", args[0], "revoke"), map[string]any{"reason": reason})
+			r, err := a.command(cmd, &f, http.MethodPost, path("keys", args[0], "revoke"), because(reason))
 			if err != nil {
 				return err
 			}

@@ -56,8 +56,8 @@ func TestKeysCreateSendsEveryField(t *testing.T) {
 // What is not said is not sent: the service has the defaults.
 func TestKeysCreateSendsNothingElse(t *testing.T) {
 	s := newService(t, answerCreated)
-	invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1").want(t, 0)
-	if got, want := s.only(t).body, `{"keyspace":"parcelbird","owner":"org_1"}`; got != want {
+	invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI").want(t, 0)
+	if got, want := s.only(t).body, `{"keyspace":"parcelbird","name":"CI","owner":"org_1"}`; got != want {
 		t.Errorf("sent %s, want %s", got, want)
 	}
 }
@@ -65,7 +65,7 @@ func TestKeysCreateSendsNothingElse(t *testing.T) {
 // A pipe gets plain lines: name, tab, value, the secret last, exact times.
 func TestKeysCreatePlain(t *testing.T) {
 	newService(t, answerCreated)
-	r := invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1").want(t, 0)
+	r := invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI").want(t, 0)
 	contains(t, "stdout", r.stdout, "id\tkey_1\n", "expires\t2026-01-30T12:00:00.000Z\n", "limits\t20/minute\n", "ledger sequence\t42\n")
 	if !strings.HasSuffix(r.stdout, "\nsecret\tpb_live_thesecret\n") {
 		t.Errorf("the secret is not the last line:\n%s", r.stdout)
@@ -77,7 +77,7 @@ func TestKeysCreatePlain(t *testing.T) {
 // A person gets a table, times from now, and the secret on a line of its own.
 func TestKeysCreateTable(t *testing.T) {
 	newService(t, answerCreated)
-	r := invokeApp(t, "", func(a *app) { a.tty = true }, "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1").want(t, 0)
+	r := invokeApp(t, "", func(a *app) { a.tty = true }, "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI").want(t, 0)
 	contains(t, "stdout", r.stdout, "│ 3m ago", "│ in 12d", "\nSecret: pb_live_thesecret\n")
 	lacks(t, "stdout", r.stdout, "\x1b")
 }
@@ -85,7 +85,7 @@ func TestKeysCreateTable(t *testing.T) {
 // --json prints the API's own bytes.
 func TestKeysCreateJSON(t *testing.T) {
 	newService(t, answerCreated)
-	r := invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--json").want(t, 0)
+	r := invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI", "--json").want(t, 0)
 	if r.stdout != created+"\n" || r.stderr != "" {
 		t.Errorf("stdout %s stderr %s", r.stdout, r.stderr)
 	}
@@ -96,7 +96,7 @@ func TestSecretFile(t *testing.T) {
 	for _, format := range []string{"plain", "json"} {
 		newService(t, answerCreated)
 		file := filepath.Join(t.TempDir(), "ci.key")
-		args := []string{"keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--secret-file", file}
+		args := []string{"keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI", "--secret-file", file}
 		if format == "json" {
 			args = append(args, "--json")
 		}
@@ -120,8 +120,8 @@ func TestSecretFile(t *testing.T) {
 func TestSecretFileIsPreparedFirst(t *testing.T) {
 	s := newService(t, answerCreated)
 	file := write(t, filepath.Join(t.TempDir(), "old.key"), "old")
-	invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--secret-file", file).want(t, exitUsage)
-	invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--secret-file", filepath.Join(file, "x")).want(t, exitFailed)
+	invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI", "--secret-file", file).want(t, exitUsage)
+	invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI", "--secret-file", filepath.Join(file, "x")).want(t, exitFailed)
 	if n := len(s.asked(t)); n != 0 {
 		t.Errorf("the service was asked %d times", n)
 	}
@@ -135,7 +135,7 @@ func TestSecretFileIsPreparedFirst(t *testing.T) {
 // --secret-file - is for pipes: the secret and nothing else.
 func TestSecretToStdout(t *testing.T) {
 	newService(t, answerCreated)
-	r := invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--secret-file", "-").want(t, 0)
+	r := invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI", "--secret-file", "-").want(t, 0)
 	if r.stdout != "pb_live_thesecret\n" {
 		t.Errorf("stdout %q", r.stdout)
 	}
@@ -146,7 +146,7 @@ func TestReplayedCreate(t *testing.T) {
 	s := newService(t, func(w http.ResponseWriter, _ *http.Request) {
 		answerJSON(w, 201, `{"key":`+oneKey+`,"secret":null,"replayed":true}`)
 	})
-	r := invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--idempotency-key", "mine").want(t, 0)
+	r := invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI", "--idempotency-key", "mine").want(t, 0)
 	contains(t, "stderr", r.stderr, "only once", "keys rotate key_1")
 	if got := s.only(t).header.Get("Idempotency-Key"); got != "mine" {
 		t.Errorf("Idempotency-Key %q", got)
@@ -162,7 +162,7 @@ func TestCommandIsRepeated(t *testing.T) {
 		}
 		answerCreated(w, r)
 	})
-	invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1").want(t, 0)
+	invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI").want(t, 0)
 	keys := map[string]bool{}
 	for _, q := range s.asked(t) {
 		keys[q.header.Get("Idempotency-Key")] = true
@@ -199,12 +199,12 @@ func TestLostAnswer(t *testing.T) {
 // Only the named fields are changed; empty ones are taken away.
 func TestKeysUpdate(t *testing.T) {
 	s := newService(t, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, 200, `{"key":`+oneKey+`}`) })
-	invoke(t, "", "keys", "update", "key_1", "--allowed-ips", "", "--expires-at", "never", "--if-match", "3").want(t, 0)
+	invoke(t, "", "keys", "update", "key_1", "--allowed-ips", "", "--expires-at", "never", "--plan", "", "--if-match", "3").want(t, 0)
 	q := s.only(t)
 	if q.method != "PATCH" || q.target != "/v1/keys/key_1" || q.header.Get("If-Match") != `"3"` {
 		t.Errorf("asked %s %s If-Match %s", q.method, q.target, q.header.Get("If-Match"))
 	}
-	if want := `{"allowed_ips":[],"expires_at":null}`; q.body != want {
+	if want := `{"allowed_ips":[],"expires_at":null,"plan":null}`; q.body != want {
 		t.Errorf("sent %s, want %s", q.body, want)
 	}
 	invoke(t, "", "keys", "update", "key_1").want(t, exitUsage)
@@ -275,7 +275,7 @@ func TestListShowsOwnChange(t *testing.T) {
 			answerJSON(w, 200, `{"keys":[]}`)
 		}
 	})
-	invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1").want(t, 0)
+	invoke(t, "", "keys", "create", "--keyspace", "parcelbird", "--owner", "org_1", "--name", "CI").want(t, 0)
 	// The second request is for a ledger that was begun anew since.
 	invoke(t, "", "keys", "list").want(t, 0)
 	all := s.asked(t)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -213,6 +214,7 @@ type progressBar struct {
 	message string
 	writer  progress.Writer
 	tracker *progress.Tracker
+	drawn   sync.WaitGroup
 	tenth   int64
 }
 
@@ -228,8 +230,9 @@ func (a *app) progress(message string) *progressBar {
 	p.writer.Style().Visibility.Value = true
 	p.writer.Style().Visibility.ETA = true
 	p.tracker = &progress.Tracker{Message: message}
+	p.writer.SetAutoStop(true) // when the tracker is marked; Stop before the first drawing would be lost
 	p.writer.AppendTracker(p.tracker)
-	go p.writer.Render()
+	p.drawn.Go(p.writer.Render)
 	return p
 }
 
@@ -258,8 +261,5 @@ func (p *progressBar) end(ok bool) {
 	} else {
 		p.tracker.MarkAsErrored()
 	}
-	p.writer.Stop()
-	for p.writer.IsRenderInProgress() {
-		time.Sleep(5 * time.Millisecond)
-	}
+	p.drawn.Wait()
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/keyledger/keyledger/events"
 )
 
-// rootKeyCommand holds what is done over the API. `root-key reset` works on the
-// machine itself, without it.
+// rootKeyCommand holds what is done over the API, where root keys are keys of
+// the built-in keyspace: only their creation differs. `root-key reset` works on
+// the machine itself, without the API.
 func (a *app) rootKeyCommand() *cobra.Command {
 	return group("root-key", "Look after the keys of those who look after keys",
 		a.rootKeyCreateCommand(), a.rootKeyListCommand(), a.rootKeyRotateCommand(), a.rootKeyRevokeCommand())
@@ -55,7 +56,7 @@ func (a *app) rootKeyListCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "list", Short: "List the root keys", Args: takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			members, _, body, err := a.pages(cmd, path("root-keys"), "keys", "cursor", url.Values{}, rf.header(), true)
+			members, _, body, err := a.pages(cmd, path("keys"), "keys", "cursor", url.Values{"keyspace": {events.RootKeyspace}}, rf.header(), true)
 			if err != nil {
 				return err
 			}
@@ -97,7 +98,7 @@ func (a *app) rootKeyRotateCommand() *cobra.Command {
 			if grace != "" {
 				body["grace"] = grace
 			}
-			return a.secretCommand(cmd, &f, path("root-keys", args[0], "rotate"), body, file, true)
+			return a.secretCommand(cmd, &f, path("keys", args[0], "rotate"), body, file, true)
 		},
 	}
 	cmd.Flags().StringVar(&grace, "grace", "", "how long the previous secret works on: 24h, 0s")
@@ -112,7 +113,7 @@ func (a *app) rootKeyRevokeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "revoke ID", Short: "Refuse a root key for ever", Args: takes("ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := a.command(cmd, &f, http.MethodPost, path("root-keys", args[0], "revoke"), map[string]any{"reason": reason})
+			r, err := a.command(cmd, &f, http.MethodPost, path("keys", args[0], "revoke"), because(reason))
 			if err != nil {
 				return err
 			}
