@@ -1,0 +1,233 @@
+// Package api is the HTTP API of section 5 of the contract: chi routes whose
+// handlers decode, call and encode, and the OpenAPI 3.1 document that is made
+// from the same Go types.
+//
+// It promises that every error is a problem document (RFC 9457) that says what
+// is wrong, where, and what to do; that who asks is known from the credential
+// alone; that what a credential may not see looks exactly like what is not
+// there; and that no answer but the one of a creation or rotation, and no log
+// line, holds a secret. Input is read strictly: what is not understood is
+// refused, never ignored.
+//
+// How it can disappoint. Single keys, verification and commands need memory and
+// NATS; lists and figures come from PostgreSQL and answer 503 while that is
+// away. Lists are behind the ledger by milliseconds: Min-Sequence waits. A
+// command whose answer was lost may have happened: the same Idempotency-Key
+// finds out.
+package api
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
+	"github.com/go-chi/chi/v5"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyledger/keyledger/commands"
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/queries"
+)
+
+// Deps are what the API calls. Ring, Commands and Ledger are always needed.
+type Deps struct {
+	Commands *commands.Commands
+	Ring     *keyring.Ring
+	Ledger   *ledger.Ledger
+	Queries  *queries.Queries // nil: there are no read models
+
+	Version string // of the program
+
+	// ClientIP is the address that a request came from, where allowed_ips of a
+	// key counts; nil: the one of the connection.
+	ClientIP func(*http.Request) string
+
+	// Ready says, by name, what is not ready yet and why; nil errors are well.
+	// It MUST answer within a second. The keyring is checked anyway.
+	Ready func(context.Context) map[string]error
+
+	Metrics *prometheus.Registry // nil: a registry of its own
+	Log     *slog.Logger         // nil: slog.Default()
+	Now     func() time.Time     // nil: time.Now
+}
+
+// API is the handler of everything under /v1, and of /openapi.json, /healthz,
+// /readyz and /metrics.
+type API struct {
+	Deps
+	router *chi.Mux
+	huma   huma.API
+	meter  *meter
+	spec   []byte
+}
+
+// New returns the API. It starts nothing and keeps nothing running.
+func New(d Deps) http.Handler {
+	a := build(d)
+	spec, err := a.openAPI()
+	if err != nil {
+		panic("openapi: " + err.Error()) // only a type that cannot be a schema fails, in every run
+	}
+	a.spec = spec
+	return a.router
+}
+
+func build(d Deps) *API {
+	if d.Log == nil {
+		d.Log = slog.Default()
+	}
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	if d.Metrics == nil {
+		d.Metrics = prometheus.NewRegistry()
+	}
+	if d.ClientIP == nil {
+		d.ClientIP = remoteIP
+	}
+	a := &API{Deps: d, router: chi.NewMux()}
+	a.meter = newMeter(a)
+	a.router.Use(a.observe)
+	a.router.NotFound(func(w http.ResponseWriter, r *http.Request) {
+		a.fail(w, r, problem(http.StatusNotFound, "NOT_FOUND", "There is nothing at this path: see /openapi.json."))
+	})
+	a.router.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+		a.fail(w, r, problem(http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED", "This path does not take this method: see /openapi.json."))
+	})
+	a.huma = humachi.New(a.router, a.config())
+	a.operational()
+	a.keyspaces()
+	a.owners()
+	a.keys()
+	a.rootKeys()
+	return a
+}
+
+func remoteIP(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	return host
+}
+
+// call is what is known about one request. It travels in the context.
+type call struct {
+	requestID    string
+	authority    domain.Authority
+	body         []byte // whole, read and checked before the handler runs
+	mediaType    string // of the body
+	method, path string
+	header       http.Header // of the request
+}
+
+type callKey struct{}
+
+func callOf(ctx context.Context) *call {
+	c, _ := ctx.Value(callKey{}).(*call)
+	if c == nil {
+		c = &call{}
+	}
+	return c
+}
+
+// fail answers with an error, and logs it where the caller cannot know more.
+func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
+	p := problemOf(err)
+	c := callOf(r.Context())
+	if p.Status >= 500 {
+		a.Log.LogAttrs(r.Context(), slog.LevelError, "request failed",
+			slog.String("request_id", c.requestID), slog.String("code", p.Code), slog.Any("error", err))
+	}
+	p.write(w, c.requestID)
+}
+
+// Limits of bodies, in bytes.
+const (
+	maxBody   = 1 << 20
+	maxImport = 16 << 20
+)
+
+// route is one call of the API.
+type route struct {
+	huma.Operation
+	action       domain.Action // that the credential must allow; empty: no credential is needed
+	command      bool          // it takes an Idempotency-Key, and If-Match where it is about a key
+	read         bool          // it takes Min-Sequence
+	body         int64         // the most bytes of its body; 0: maxBody
+	accepts      []string      // media types of its body; nil: application/json
+	bodyOptional bool
+	status       int // of success; 0: 200
+}
+
+func (rt *route) operation(a *API) huma.Operation {
+	op := rt.Operation
+	op.DefaultStatus = rt.status
+	if op.DefaultStatus == 0 {
+		op.DefaultStatus = http.StatusOK
+	}
+	// The body is read, with limits, before huma sees it. Its own deadline would
+	// go on after that, and end a command that takes long.
+	op.BodyReadTimeout, op.MaxBodyBytes = -1, -1
+	a.document(&op, rt)
+	return op
+}
+
+// serve registers a call whose input and output are Go types.
+func serve[I, O any](a *API, rt route, handle func(context.Context, *I) (*O, error)) {
+	op := rt.operation(a)
+	op.Middlewares = huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
+		r, w := humachi.Unwrap(ctx)
+		if err := a.admit(w, r, &rt, op.RequestBody != nil); err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		next(ctx)
+	}}
+	if hasBody[I]() {
+		op.RequestBody = &huma.RequestBody{Required: true}
+	}
+	huma.Register(a.huma, op, func(ctx context.Context, in *I) (*O, error) {
+		out, err := handle(ctx, in)
+		if err != nil {
+			return nil, a.answered(ctx, err)
+		}
+		return out, nil
+	})
+}
+
+// answered logs what the caller is not told, and gives the problem the id of
+// the request, which huma does not know of.
+func (a *API) answered(ctx context.Context, err error) error {
+	p := *problemOf(err)
+	c := callOf(ctx)
+	p.RequestID = c.requestID
+	if p.Status >= 500 {
+		a.Log.LogAttrs(ctx, slog.LevelError, "request failed",
+			slog.String("request_id", c.requestID), slog.String("code", p.Code), slog.Any("error", err))
+	}
+	return &p
+}
+
+// stream registers a call that reads and writes by itself. The operation
+// documents it; errors before the first byte are answered as problems.
+func (a *API) stream(rt route, handle func(http.ResponseWriter, *http.Request, *call) error) {
+	op := rt.operation(a)
+	a.huma.OpenAPI().AddOperation(&op)
+	takesBody := op.RequestBody != nil
+	a.router.MethodFunc(op.Method, op.Path, func(w http.ResponseWriter, r *http.Request) {
+		if err := a.admit(w, r, &rt, takesBody); err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		if err := handle(w, r, callOf(r.Context())); err != nil {
+			a.fail(w, r, err)
+		}
+	})
+}

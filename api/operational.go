@@ -1,0 +1,59 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// operational registers what machines ask: no credential, and nothing in the
+// answers that one would need a credential for.
+func (a *API) operational() {
+	a.router.Get("/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = w.Write(a.spec)
+	})
+	a.router.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ok", "version": a.Version})
+	})
+	a.router.Get("/readyz", a.readiness)
+	a.router.Method(http.MethodGet, "/metrics", promhttp.HandlerFor(a.Metrics, promhttp.HandlerOpts{}))
+}
+
+type check struct {
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail,omitempty"`
+}
+
+var errFolding = errors.New("the ledger is still being read")
+
+// readiness is 200 only when the fold has caught up and everything else that
+// the program knows of is well.
+func (a *API) readiness(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+	defer cancel()
+	found := map[string]error{"keyring": nil}
+	select {
+	case <-a.Ring.Ready():
+	default:
+		found["keyring"] = errFolding
+	}
+	if a.Ready != nil {
+		for name, err := range a.Ready(ctx) {
+			found[name] = err
+		}
+	}
+	status, checks := http.StatusOK, map[string]check{}
+	for name, err := range found {
+		c := check{OK: err == nil}
+		if err != nil {
+			c.Detail, status = err.Error(), http.StatusServiceUnavailable
+		}
+		checks[name] = c
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	writeJSON(w, status, "application/json", map[string]any{"ready": status == http.StatusOK, "checks": checks})
+}
