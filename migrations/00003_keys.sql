@@ -51,6 +51,7 @@ create table keyledger.keyspaces_v1 (
     id               text collate "C" primary key,
     document         jsonb not null,
     document_version int not null,
+    last_used        text generated always as (document->>'last_used') stored,
     configured_at    timestamptz not null,
     version          bigint not null
 );

@@ -14,7 +14,7 @@ exception
 end $$;
 
 create or replace function analytics.plus(a bigint[], b bigint[]) returns bigint[]
-language sql immutable parallel safe as
+language sql immutable strict parallel safe as
 $$ select array_agg(x + y order by i) from unnest(a, b) with ordinality as t(x, y, i) $$;
 
 do $$ begin
@@ -25,7 +25,7 @@ comment on aggregate analytics.add_up(bigint[]) is 'Adds latency histograms up, 
 
 -- Within a class the latencies are taken as spread evenly, as in histogram_quantile.
 create or replace function analytics.percentile(p double precision, histogram bigint[]) returns double precision
-language sql immutable parallel safe as
+language sql immutable strict parallel safe as
 $$
     with classes as (
         select n, lag(bound, 1, 0) over (order by i) as low, bound as high, sum(n) over (order by i) as upto, sum(n) over () as total
@@ -56,7 +56,7 @@ select
     k.created_at, k.created_by_type, k.created_by_id, k.expires_at, k.rotated_at,
     (select max(u) from unnest(k.earlier_until) u where u > now()) as grace_until,
     k.revoked_at, k.revoke_reason,
-    case when s.document->>'last_used' = 'successful' then l.last_success_at else l.last_used_at end as last_used_at,
+    case when s.last_used = 'successful' then l.last_success_at else l.last_used_at end as last_used_at,
     coalesce(l.uses, 0) as use_count,
     k.version
 from keyledger.keys_v1 k
@@ -225,7 +225,7 @@ comment on column analytics.usage_day.p99_ms is '99th percentile of latency, mil
 
 create or replace view analytics.last_used as
 select l.key, l.keyspace, l.owner, k.name, l.last_used_at as last_any_at, l.last_success_at,
-    case when s.document->>'last_used' = 'successful' then l.last_success_at else l.last_used_at end as last_used_at,
+    case when s.last_used = 'successful' then l.last_success_at else l.last_used_at end as last_used_at,
     l.uses, l.successes, l.last_secret, l.previous_used_at
 from keyledger.last_used_v1 l
 left join keyledger.keys_v1 k on k.id = l.key

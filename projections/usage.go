@@ -294,7 +294,10 @@ func copied(n *int64) *int64 {
 	return new(*n)
 }
 
-// classColumns are the columns of usage_v1 that count the latency classes.
+// ClassColumns are the columns of usage_v1 that count the latency classes: one
+// per bound, and a last one for what is above.
+func ClassColumns() []string { return slices.Clone(classColumns) }
+
 var classColumns = func() (names []string) {
 	for _, b := range Bounds {
 		names = append(names, fmt.Sprintf("to_%d", b))
