@@ -383,6 +383,17 @@ func (a *app) keysListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if a.tty {
+				// What was asked for need not be said again in each line.
+				for i := range keys {
+					if keyspace != "" {
+						keys[i].Keyspace = "-"
+					}
+					if owner != "" {
+						keys[i].Owner = "-"
+					}
+				}
+			}
 			defer a.more("cursor", next)
 			return a.printKeys(keys)
 		},
@@ -402,6 +413,7 @@ func (a *app) keysListCommand() *cobra.Command {
 	f.IntVar(&limit, "limit", 0, "at most this many in a page")
 	f.BoolVar(&all, "all", false, "all pages")
 	r.add(cmd)
+	_ = cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions([]string{"active", "expired", "revoked", "rate_limited"}, cobra.ShellCompDirectiveNoFileComp))
 	a.completeFlags(cmd)
 	return cmd
 }

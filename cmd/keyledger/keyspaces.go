@@ -104,7 +104,7 @@ func (a *app) keyspacesApplyCommand() *cobra.Command {
 		Use: "apply -f FILE…", Short: "Configure keyspaces from documents", Args: cobra.ArbitraryArgs,
 		Long: `Configure a keyspace from each document: a YAML or JSON file, all of them in a
 directory, or stdin (-). A document that is already in force changes nothing.
-The documents are applied one after the other; the first that is refused ends it.
+Of several documents none is applied unless the service would accept each.
 
 With --dry-run nothing is recorded, and the events that would be are printed.`,
 		Example: `  keyledger keyspaces apply -f promptick.yaml
@@ -123,12 +123,16 @@ With --dry-run nothing is recorded, and the events that would be are printed.`,
 			if f.idem != "" && len(docs) > 1 {
 				return usageError("--idempotency-key is for one document: there are %d", len(docs))
 			}
+			if len(docs) > 1 && !dry {
+				for _, d := range docs {
+					if _, err := a.rehearse(cmd, d); err != nil {
+						return fmt.Errorf("nothing was applied: %s: %w", clean(d.name), err)
+					}
+				}
+			}
 			for _, d := range docs {
 				if err := a.apply(cmd, &f, d, dry); err != nil {
-					if len(docs) > 1 {
-						return fmt.Errorf("%s: %w", clean(d.name), err)
-					}
-					return err
+					return fmt.Errorf("%s: %w", clean(d.name), err)
 				}
 			}
 			return nil
@@ -148,20 +152,42 @@ type dryRun struct {
 	Events []json.RawMessage `json:"events"`
 }
 
+// rehearse asks what applying a document would record.
+func (a *app) rehearse(cmd *cobra.Command, d document) (*answer, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, err
+	}
+	q := d.call()
+	q.query = url.Values{"dry_run": {"true"}}
+	r, err := c.do(cmd.Context(), q)
+	if err != nil {
+		return nil, err
+	}
+	var answered dryRun
+	if err := r.decode(&answered); err != nil {
+		return nil, err
+	}
+	if !answered.DryRun {
+		return nil, fmt.Errorf("the service does not know dry runs and has applied the document: it is older than this program")
+	}
+	return r, nil
+}
+
+func (d document) call() call {
+	return call{method: http.MethodPut, path: path("keyspaces", d.keyspace), body: d.body, contentType: d.kind}
+}
+
 func (a *app) apply(cmd *cobra.Command, f *commandFlags, d document, dry bool) error {
-	q := call{method: http.MethodPut, path: path("keyspaces", d.keyspace), body: d.body, contentType: d.kind, idem: f.idem}
 	if dry {
-		q.query = url.Values{"dry_run": {"true"}}
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		r, err := c.do(cmd.Context(), q)
+		r, err := a.rehearse(cmd, d)
 		if err != nil {
 			return err
 		}
 		return a.printDryRun(d, r)
 	}
+	q := d.call()
+	q.idem = f.idem
 	r, err := a.send(cmd, q)
 	if err != nil {
 		return err
@@ -171,31 +197,26 @@ func (a *app) apply(cmd *cobra.Command, f *commandFlags, d document, dry bool) e
 	}
 	var k struct {
 		keyspaceView
-		Changed *bool `json:"changed"`
+		Changed bool `json:"changed"`
 	}
 	if err := r.decode(&k); err != nil {
 		return err
 	}
-	what := "in force"
-	if k.Changed != nil && *k.Changed {
+	what := "is in force already"
+	if k.Changed {
 		what = "configured"
-	} else if k.Changed != nil {
-		what = "unchanged"
 	}
 	_, err = fmt.Fprintf(a.stdout, "keyspace %s: version %d %s\n", clean(k.Keyspace), k.Version, what)
 	return err
 }
 
 func (a *app) printDryRun(d document, r *answer) error {
+	if a.asJSON {
+		return a.printJSON(r.body)
+	}
 	var answered dryRun
 	if err := r.decode(&answered); err != nil {
 		return err
-	}
-	if !answered.DryRun {
-		return fmt.Errorf("the service does not know dry runs and has applied %s: it is older than this program", clean(d.name))
-	}
-	if a.asJSON {
-		return a.printJSON(r.body)
 	}
 	if len(answered.Events) == 0 {
 		_, err := fmt.Fprintf(a.stdout, "keyspace %s: no change, no event\n", clean(d.keyspace))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -93,15 +94,19 @@ func (a *app) rows(heading []string, rows [][]string) error {
 		return err
 	}
 	t := a.table()
-	head := make(table.Row, len(heading))
+	// A terminal is narrow: what nobody has needs no column.
+	var shown []int
+	var head table.Row
 	for i := range heading {
-		head[i] = heading[i]
+		if len(rows) == 0 || slices.ContainsFunc(rows, func(r []string) bool { return r[i] != "-" }) {
+			shown, head = append(shown, i), append(head, heading[i])
+		}
 	}
 	t.AppendHeader(head)
 	for _, r := range rows {
-		row := make(table.Row, len(r))
-		for i := range r {
-			row[i] = a.paint(clean(r[i]))
+		row := make(table.Row, len(shown))
+		for at, i := range shown {
+			row[at] = a.paint(clean(r[i]))
 		}
 		t.AppendRow(row)
 	}

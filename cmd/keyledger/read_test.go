@@ -127,6 +127,19 @@ func TestProjectionsStatus(t *testing.T) {
 	contains(t, "stdout", r.stdout, "│ name ", "1s ago")
 }
 
+// Colour is for terminals that want it.
+func TestColour(t *testing.T) {
+	newService(t, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, 200, `{"keys":[`+oneKey+`]}`) })
+	for _, color := range []bool{false, true} {
+		r := invokeApp(t, "", func(a *app) { a.tty, a.color = true, color }, "keys", "list", "--keyspace", "parcelbird").want(t, 0)
+		if got := strings.Contains(r.stdout, "\x1b[32mactive\x1b[0m"); got != color {
+			t.Errorf("colour %v, want %v:\n%s", got, color, r.stdout)
+		}
+		lacks(t, "stdout", r.stdout, "Keyspace", "parcelbird")
+		t.Log("\n" + r.stdout)
+	}
+}
+
 // The secret is the whole of stdin but its last line ending; it is never an
 // argument, and a refusal is exit code 6.
 func TestVerify(t *testing.T) {
@@ -179,12 +192,33 @@ func TestKeyspacesApply(t *testing.T) {
 	}
 }
 
+// Of several documents none is applied when one is refused.
+func TestKeyspacesApplyAllOrNone(t *testing.T) {
+	s := newService(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "/two") {
+			answerJSON(w, 422, `{"status":422,"code":"INVALID","detail":"The input is not valid.","errors":[{"path":"format.length","line":3,"message":"is too short","fix":"at least 22"}]}`)
+			return
+		}
+		answerJSON(w, 200, `{"dry_run":true,"events":[]}`)
+	})
+	dir := t.TempDir()
+	write(t, dir+"/one.yaml", "keyspace: one\n")
+	write(t, dir+"/two.yaml", "keyspace: two\n")
+	r := invoke(t, "", "keyspaces", "apply", "-f", dir).want(t, exitFailed)
+	contains(t, "stderr", r.stderr, "nothing was applied", "two.yaml: The input is not valid. (422 INVALID)\n  line 3: format.length is too short: at least 22\n")
+	for _, q := range s.asked(t) {
+		if !strings.HasSuffix(q.target, "?dry_run=true") {
+			t.Errorf("asked %s %s", q.method, q.target)
+		}
+	}
+}
+
 // A service that does not know dry runs has applied the document: that is said.
 func TestDryRunThatWasNone(t *testing.T) {
 	newService(t, func(w http.ResponseWriter, _ *http.Request) {
 		answerJSON(w, 200, `{"keyspace":"parcelbird","version":2,"document":{}}`)
 	})
-	contains(t, "stderr", invoke(t, "keyspace: parcelbird", "keyspaces", "apply", "-f", "-", "--dry-run").want(t, exitFailed).stderr, "has applied stdin")
+	contains(t, "stderr", invoke(t, "keyspace: parcelbird", "keyspaces", "apply", "-f", "-", "--dry-run").want(t, exitFailed).stderr, "has applied the document")
 }
 
 // The document keeps the order of its fields.

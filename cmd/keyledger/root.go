@@ -134,6 +134,10 @@ func noSubcommand(cmd *cobra.Command, args []string) error {
 			names = append(names, c.Name())
 		}
 	}
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return usageError("`%s` has no such subcommand; did you mean %s?", cmd.CommandPath(), strings.Join(near, " or "))
+	}
 	return usageError("`%s` has no such subcommand; it has %s", cmd.CommandPath(), strings.Join(names, ", "))
 }
 

@@ -70,11 +70,8 @@ func (a *app) printFigures(members []json.RawMessage) error {
 	}
 	columns := map[string]bool{}
 	for _, f := range figures {
-		for name, v := range f {
-			// A person does not miss a column without a value; a program counts on it.
-			if !a.tty || string(v) != "null" {
-				columns[name] = true
-			}
+		for name := range f {
+			columns[name] = true
 		}
 	}
 	var heading []string
