@@ -105,6 +105,9 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (_ *Postgres, err er
 		}
 	}()
 
+	if err := p.choosePort(cfg.Listen); err != nil {
+		return nil, err
+	}
 	data := filepath.Join(cfg.Dir, "data")
 	major, err := dataVersion(data)
 	if err != nil {
@@ -131,9 +134,6 @@ func StartPostgres(ctx context.Context, cfg PostgresConfig) (_ *Postgres, err er
 		return nil, err
 	}
 	if err := p.openSocketDir(cfg.SocketDir, who); err != nil {
-		return nil, err
-	}
-	if err := p.choosePort(cfg.Listen); err != nil {
 		return nil, err
 	}
 	if err := p.run(ctx, cfg, bin, who, data); err != nil {

@@ -61,7 +61,6 @@ func TestPostgres(t *testing.T) {
 	if info, err := os.Stat(p.socketDir); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("mode of the socket directory: %v, %v, want 0700", info, err)
 	}
-	query[int](t, p.URL(), "with x as (select 1) select 1 from x")
 	execute(t, p.URL(), "create table kept as select 42 as v")
 
 	var locked *LockedError
@@ -76,10 +75,10 @@ func TestPostgres(t *testing.T) {
 	}
 
 	// Over TCP a person needs the password, which stays the same.
-	p = startPostgres(t, PostgresConfig{Dir: dir, Listen: "127.0.0.1:0"})
+	p = startPostgres(t, PostgresConfig{Dir: dir, NoSync: true, Listen: "127.0.0.1:0"})
 	first := p.password
 	p.Stop()
-	p = startPostgres(t, PostgresConfig{Dir: dir, Listen: "127.0.0.1:0"})
+	p = startPostgres(t, PostgresConfig{Dir: dir, NoSync: true, Listen: "127.0.0.1:0"})
 	if p.password != first {
 		t.Error("the password changed between two starts")
 	}
@@ -99,31 +98,36 @@ func TestPostgres(t *testing.T) {
 		t.Error("a wrong password was accepted")
 	}
 	addr := p.Addr()
-	other := filepath.Join(openDir(t), "pg")
-	if _, err := StartPostgres(t.Context(), PostgresConfig{Dir: other, NoSync: true, Listen: addr}); err == nil || !strings.Contains(err.Error(), addr) {
+	if _, err := StartPostgres(t.Context(), PostgresConfig{Dir: openDir(t), Listen: addr}); err == nil || !strings.Contains(err.Error(), addr) {
 		t.Errorf("listening on a taken address: %v", err)
 	}
-	// The socket in other has the usual path; a long one is put elsewhere.
-	long := filepath.Join(filepath.Dir(other), strings.Repeat("long", 20))
-	if err := os.Rename(other, long); err != nil {
+	p.Stop()
+
+	// The path of a Unix socket is short; that of the directory need not be.
+	long := filepath.Join(filepath.Dir(dir), strings.Repeat("long", 20))
+	if err := os.Rename(dir, long); err != nil {
 		t.Fatal(err)
 	}
-	q := startPostgres(t, PostgresConfig{Dir: long, NoSync: true})
-	query[int](t, q.URL(), "select 1")
-	socket := q.socketDir
-	q.Stop()
+	p = startPostgres(t, PostgresConfig{Dir: long, NoSync: true})
+	query[int](t, p.URL(), "select v from kept")
+	socket := p.socketDir
+	p.Stop()
 	if _, err := os.Stat(socket); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the short socket directory %s is still there: %v", socket, err)
 	}
+	if err := os.Rename(long, dir); err != nil {
+		t.Fatal(err)
+	}
 
 	// The server is killed: its lock file names a process that is gone.
+	p = startPostgres(t, PostgresConfig{Dir: dir, NoSync: true})
 	syscall.Kill(p.PID(), syscall.SIGKILL)
 	<-p.Done()
 	if _, err := os.Stat(pidFile); err != nil {
 		t.Fatalf("a killed server leaves its lock file: %v", err)
 	}
 	p.Stop()
-	p = startPostgres(t, PostgresConfig{Dir: dir})
+	p = startPostgres(t, PostgresConfig{Dir: dir, NoSync: true})
 	if got := query[int](t, p.URL(), "select v from kept"); got != 42 {
 		t.Errorf("after a kill, the table holds %d", got)
 	}
@@ -172,26 +176,6 @@ func TestPostgres(t *testing.T) {
 			t.Errorf("the table holds %d", got)
 		}
 		p.Stop()
-	})
-	t.Run("interrupted initdb", func(t *testing.T) {
-		left := filepath.Join(dir, "data.new-1")
-		if err := os.MkdirAll(filepath.Join(left, "base"), 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(data, data+".aside"); err != nil {
-			t.Fatal(err)
-		}
-		p := startPostgres(t, PostgresConfig{Dir: dir, NoSync: true})
-		p.Stop()
-		if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("the unfinished directory is still there: %v", err)
-		}
-		if err := os.RemoveAll(data); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Rename(data+".aside", data); err != nil {
-			t.Fatal(err)
-		}
 	})
 	// Data of a user's, opened by root, is served as that user. Only root can come by it.
 	if os.Geteuid() == 0 {
@@ -350,6 +334,11 @@ func TestPostgresUnderClosedDirectory(t *testing.T) {
 	if err := os.Mkdir(closed, 0o700); err != nil {
 		t.Fatal(err)
 	}
+	// What an initdb that was interrupted leaves is removed.
+	left := filepath.Join(closed, "pg", "data.new-1")
+	if err := os.MkdirAll(filepath.Join(left, "base"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	p, err := StartPostgres(t.Context(), PostgresConfig{Dir: filepath.Join(closed, "pg"), NoSync: true})
 	if os.Geteuid() == 0 && (runtime.GOOS != "linux" || len(searchCapability()) == 0) {
 		if err == nil || !strings.Contains(err.Error(), closed) {
@@ -362,6 +351,9 @@ func TestPostgresUnderClosedDirectory(t *testing.T) {
 	}
 	query[int](t, p.URL(), "select 1")
 	p.Stop()
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the unfinished directory is still there: %v", err)
+	}
 	if info, err := os.Stat(closed); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("mode of the closed directory: %v, %v, want 0700 as before", info.Mode(), err)
 	}
