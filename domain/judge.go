@@ -232,11 +232,11 @@ func ipAllowed(allowed []string, ip string) bool {
 	}
 	addr = addr.Unmap()
 	for _, s := range allowed {
-		if a, err := netip.ParseAddr(s); err == nil {
-			if a.Unmap() == addr {
+		if strings.IndexByte(s, '/') >= 0 {
+			if p, err := netip.ParsePrefix(s); err == nil && p.Contains(addr) {
 				return true
 			}
-		} else if p, err := netip.ParsePrefix(s); err == nil && p.Contains(addr) {
+		} else if a, err := netip.ParseAddr(s); err == nil && a.Unmap() == addr {
 			return true
 		}
 	}

@@ -29,6 +29,9 @@ func parsePattern(s, name string) (pattern, error) {
 	if !strings.HasPrefix(s, "/") {
 		return p, fmt.Errorf("does not start with /")
 	}
+	if strings.Contains(s, "//") {
+		return p, fmt.Errorf("has an empty segment")
+	}
 	s = strings.TrimSuffix(s[1:], "/")
 	for i, segment := range strings.Split(s, "/") {
 		switch {
@@ -46,8 +49,6 @@ func parsePattern(s, name string) (pattern, error) {
 			}
 			p.capture = len(p.segments)
 			p.segments = append(p.segments, "*")
-		case segment == "":
-			return p, fmt.Errorf("has an empty segment")
 		case segment == "." || segment == "..":
 			return p, fmt.Errorf("has the segment %s", segment)
 		case strings.Contains(segment, "*"):
