@@ -18,7 +18,7 @@ import (
 // may carry a password.
 type Context struct {
 	URL         string `json:"url"`                    // of the management API, such as http://127.0.0.1:7070
-	TokenFile   string `json:"token_file,omitempty"`   // holds the root key
+	TokenFile   string `json:"token_file,omitempty"`   // holds the root key; relative to the context file
 	NATSURL     string `json:"nats_url,omitempty"`     // for watch
 	NATSCreds   string `json:"nats_creds,omitempty"`   // credentials file
 	GatewayURL  string `json:"gateway_url,omitempty"`  //
@@ -151,6 +151,9 @@ func (t *target) findToken(flag, contextURL string) error {
 		t.token, t.tokenFrom = strings.TrimSpace(env), "KEYLEDGER_TOKEN"
 		return nil
 	case t.TokenFile != "" && samePlace(t.URL, contextURL):
+		if !filepath.IsAbs(t.TokenFile) {
+			t.TokenFile = filepath.Join(filepath.Dir(t.path), t.TokenFile)
+		}
 		t.tokenFrom = "the context file " + t.path
 		t.token, t.tokenMiss = readTokenFile(t.TokenFile)
 		return nil
