@@ -13,9 +13,10 @@ import (
 // A trailing slash makes no difference, neither in the pattern nor in the
 // path. Letters are compared exactly (RFC 3986 section 6.2.2.1).
 type pattern struct {
-	segments []string
+	lead     string   // the literal segments that it begins with, each after its /
+	segments []string // those after lead
 	rest     bool
-	capture  int // index of the captured segment, or -1
+	capture  int // index of the captured segment in segments, or -1
 }
 
 // segmentChars are what a literal segment of a pattern may hold: what means
@@ -64,13 +65,21 @@ func parsePattern(s, name string) (pattern, error) {
 	if name != "" && p.capture < 0 {
 		return p, fmt.Errorf("lacks {%s}", name)
 	}
+	for len(p.segments) > 0 && p.segments[0] != "*" {
+		p.lead += "/" + p.segments[0]
+		p.segments = p.segments[1:]
+		p.capture = max(-1, p.capture-1)
+	}
 	return p, nil
 }
 
 // match compares one reading of a path. The captured segment is empty where
 // the pattern captures none.
 func (p *pattern) match(path string) (captured string, ok bool) {
-	rest := path
+	rest, ok := strings.CutPrefix(path, p.lead)
+	if !ok || rest != "" && rest[0] != '/' {
+		return "", false
+	}
 	for i, want := range p.segments {
 		if rest == "" || rest == "/" {
 			return "", false
