@@ -191,7 +191,7 @@ func serve[I, O any](a *API, rt route, handle func(context.Context, *I) (*O, err
 		next(ctx)
 	}}
 	if hasBody[I]() {
-		op.RequestBody = &huma.RequestBody{Required: true}
+		op.RequestBody = &huma.RequestBody{Required: !rt.bodyOptional}
 	}
 	huma.Register(a.huma, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handle(ctx, in)

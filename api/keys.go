@@ -111,11 +111,13 @@ type Keys struct {
 	Keys []Key `json:"keys" nullable:"false"`
 }
 
-type keyPath struct {
+// KeyPath names a key.
+type KeyPath struct {
 	ID string `path:"id" doc:"The key's id." example:"key_019bd0c5-6a00-7b5c-9d0e-2f6f3a1b4c5d"`
 }
 
-type changed struct {
+// Changed are the headers of a key after a command.
+type Changed struct {
 	LedgerSequence uint64 `header:"Ledger-Sequence" doc:"What a reader must have reached to see this."`
 	ETag           string `header:"ETag" doc:"The key's version, for If-Match." example:"\"1\""`
 	CacheControl   string `header:"Cache-Control" doc:"no-store"`
@@ -123,12 +125,12 @@ type changed struct {
 
 type keySecret struct {
 	Location string `header:"Location" doc:"Where the key is read." example:"/v1/keys/key_019bd0c5-6a00-7b5c-9d0e-2f6f3a1b4c5d"`
-	changed
+	Changed
 	Body KeySecret
 }
 
 type keyChanged struct {
-	changed
+	Changed
 	Body KeyChanged
 }
 
@@ -213,14 +215,14 @@ func (a *API) view(ctx context.Context, k *domain.Key) Key {
 	return Key(v)
 }
 
-func (a *API) changed(r commands.Result) changed {
-	return changed{LedgerSequence: r.Sequence, ETag: etag(r.Key), CacheControl: "no-store"}
+func (a *API) changed(r commands.Result) Changed {
+	return Changed{LedgerSequence: r.Sequence, ETag: etag(r.Key), CacheControl: "no-store"}
 }
 
 func etag(k *domain.Key) string { return fmt.Sprintf("%q", fmt.Sprint(k.Version)) }
 
 func (a *API) secretAnswer(ctx context.Context, r commands.Result) *keySecret {
-	out := &keySecret{changed: a.changed(r), Body: KeySecret{Key: a.view(ctx, r.Key), Replayed: r.Replayed}}
+	out := &keySecret{Changed: a.changed(r), Body: KeySecret{Key: a.view(ctx, r.Key), Replayed: r.Replayed}}
 	if r.Secret != "" {
 		out.Body.Secret = &r.Secret
 	}
@@ -272,7 +274,7 @@ type keyOutput struct {
 	Body           Key
 }
 
-func (a *API) getKey(ctx context.Context, in *keyPath) (*keyOutput, error) {
+func (a *API) getKey(ctx context.Context, in *KeyPath) (*keyOutput, error) {
 	if err := a.await(ctx, a.Ring.Wait); err != nil {
 		return nil, err
 	}
@@ -285,7 +287,7 @@ func (a *API) getKey(ctx context.Context, in *keyPath) (*keyOutput, error) {
 }
 
 type patchInput struct {
-	keyPath
+	KeyPath
 	Body KeyPatch
 }
 
@@ -324,7 +326,7 @@ func nulls(body []byte, may ...string) error {
 }
 
 type rotateInput struct {
-	keyPath
+	KeyPath
 	Body *RotateRequest
 }
 
@@ -352,7 +354,7 @@ func (a *API) rotateKey(ctx context.Context, in *rotateInput) (*keySecret, error
 }
 
 type reasonInput struct {
-	keyPath
+	KeyPath
 	Body *ReasonRequest
 }
 
@@ -364,7 +366,7 @@ func (in *reasonInput) reason() string {
 }
 
 type graceEnded struct {
-	changed
+	Changed
 	Body GraceEnded
 }
 
@@ -389,7 +391,7 @@ func (a *API) revokeKey(ctx context.Context, in *reasonInput) (*keyChanged, erro
 	return a.changedAnswer(ctx, r, err)
 }
 
-func (a *API) deleteKey(ctx context.Context, in *keyPath) (*keyChanged, error) {
+func (a *API) deleteKey(ctx context.Context, in *KeyPath) (*keyChanged, error) {
 	q, err := a.request(ctx)
 	if err != nil {
 		return nil, err

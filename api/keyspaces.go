@@ -30,7 +30,9 @@ func keyspaceView(k *domain.Keyspace) Keyspace {
 	return Keyspace{Keyspace: k.Document.Keyspace, Version: k.DocumentVersion, Document: k.Document.JSON()}
 }
 
-type keyspacePath struct {
+// KeyspacePath names a keyspace. Huma sees the fields of embedded structs only
+// where these are exported.
+type KeyspacePath struct {
 	Keyspace string `path:"ks" doc:"The keyspace's id." example:"parcelbird"`
 }
 
@@ -130,7 +132,7 @@ func (a *API) listKeyspaces(ctx context.Context, _ *struct{}) (*keyspaceList, er
 
 type keyspaceOutput struct{ Body Keyspace }
 
-func (a *API) getKeyspace(ctx context.Context, in *keyspacePath) (*keyspaceOutput, error) {
+func (a *API) getKeyspace(ctx context.Context, in *KeyspacePath) (*keyspaceOutput, error) {
 	if err := a.await(ctx, a.Ring.Wait); err != nil {
 		return nil, err
 	}

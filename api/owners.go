@@ -36,8 +36,9 @@ func (a *API) ownerView(ks *domain.Keyspace, o *domain.Owner) Owner {
 	return v
 }
 
-type ownerPath struct {
-	keyspacePath
+// OwnerPath names an owner of a keyspace.
+type OwnerPath struct {
+	KeyspacePath
 	Owner string `path:"owner" doc:"The owner's id." example:"org_1"`
 }
 
@@ -73,7 +74,7 @@ type OwnerRequest struct {
 }
 
 type ownerInput struct {
-	ownerPath
+	OwnerPath
 	Body *OwnerRequest
 }
 
@@ -99,7 +100,7 @@ func (a *API) setOwner(ctx context.Context, in *ownerInput) (*ownerChanged, erro
 }
 
 type ownerListInput struct {
-	keyspacePath
+	KeyspacePath
 	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many in a page."`
 	Cursor string `query:"cursor" doc:"The next_cursor of the page before."`
 }
@@ -141,7 +142,7 @@ func (a *API) listOwners(ctx context.Context, in *ownerListInput) (*ownerList, e
 
 type ownerOutput struct{ Body Owner }
 
-func (a *API) getOwner(ctx context.Context, in *ownerPath) (*ownerOutput, error) {
+func (a *API) getOwner(ctx context.Context, in *OwnerPath) (*ownerOutput, error) {
 	if err := a.await(ctx, a.Ring.Wait); err != nil {
 		return nil, err
 	}
