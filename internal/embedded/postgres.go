@@ -335,7 +335,8 @@ func initData(ctx context.Context, cfg PostgresConfig, bin binaries, who *osUser
 	select {
 	case <-c.done:
 	case <-ctx.Done():
-		cmd.Process.Kill()
+		// The whole group: initdb runs servers of its own.
+		syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 		<-c.done
 		return fmt.Errorf("PostgreSQL: initdb was interrupted: %w", context.Cause(ctx))
 	}

@@ -297,6 +297,18 @@ func writeLock(t *testing.T, data string, pid int) {
 	}
 }
 
+// A start that is given up leaves nothing running and is made good by the next.
+func TestPostgresGivenUp(t *testing.T) {
+	t.Parallel()
+	cfg := PostgresConfig{Dir: filepath.Join(openDir(t), "pg"), NoSync: true}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := StartPostgres(ctx, cfg); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("StartPostgres = %v, want the deadline", err)
+	}
+	startPostgres(t, cfg)
+}
+
 // However the program dies, its PostgreSQL does not outlive it.
 func TestPostgresEndsWithItsParent(t *testing.T) {
 	t.Parallel()

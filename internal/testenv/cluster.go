@@ -98,23 +98,25 @@ func (c *Nodes) await() {
 		return
 	}
 	for deadline := time.Now().Add(clusterWait); ; time.Sleep(10 * time.Millisecond) {
-		leaders, current := 0, 0
+		leaders, current, peers := 0, 0, 0
 		for _, n := range c.nodes {
 			if n == nil {
 				continue
 			}
 			if n.Server().JetStreamIsLeader() {
 				leaders++
+				// A replica is only placed on a node whose state the leader has seen.
+				peers = len(n.Server().JetStreamClusterPeers())
 			}
 			if n.Server().JetStreamIsCurrent() {
 				current++
 			}
 		}
-		if leaders == 1 && current == running {
+		if leaders == 1 && current == running && peers >= running {
 			return
 		}
 		if time.Now().After(deadline) {
-			c.t.Fatalf("after %s the cluster has %d leaders and %d of %d nodes follow", clusterWait, leaders, current, running)
+			c.t.Fatalf("after %s the cluster has %d leaders, %d of %d nodes follow and %d are seen", clusterWait, leaders, current, running, peers)
 		}
 	}
 }
