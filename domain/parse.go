@@ -19,7 +19,7 @@ import (
 // ParseDocument reads and checks a keyspace document, YAML or JSON, of at most
 // [MaxDocument] bytes. A field that is absent gets its default, so that the
 // document says everything that it means. The error is a [*DocumentError] with
-// everything that is wrong.
+// everything that is wrong, of 500 problems at most.
 //
 // The defaults are the careful choice wherever the contract leaves one:
 //
@@ -54,8 +54,17 @@ type reader struct {
 	doc      Document
 }
 
+// maxProblems is far more than a person reads at once.
+const maxProblems = 500
+
 func (r *reader) bad(n *node, message, fix string) {
-	r.problems = append(r.problems, Problem{n.path, n.line, message, fix})
+	r.add(Problem{n.path, n.line, message, fix})
+}
+
+func (r *reader) add(p Problem) {
+	if len(r.problems) < maxProblems {
+		r.problems = append(r.problems, p)
+	}
 }
 
 var (
@@ -173,6 +182,10 @@ func (r *reader) format(n, display *node) {
 	}
 	o.done()
 	if len(r.problems) == problems {
+		if len(prefixes.names) > maxList {
+			r.bad(prefixes, fmt.Sprintf("has more than %d environments", maxList), "shorten it")
+			return
+		}
 		r.prefixesApart(prefixes)
 		r.enoughUnseen(n)
 	}
@@ -749,7 +762,7 @@ func (o *object) required(name string) *node {
 	n := o.get(name)
 	if n == nil && o.n != nil {
 		if _, ok := o.n.index[name]; !ok {
-			o.r.problems = append(o.r.problems, Problem{dotted(o.n.path, name), o.n.line, "is missing", "add it"})
+			o.r.add(Problem{dotted(o.n.path, name), o.n.line, "is missing", "add it"})
 		}
 	}
 	return n
@@ -898,6 +911,10 @@ func (r *reader) items(n *node) []*node {
 func (r *reader) list(n *node, check func(string) (message, fix string)) []string {
 	if n == nil || n.shape != isList {
 		r.items(n)
+		return nil
+	}
+	if len(n.values) > maxList {
+		r.bad(n, fmt.Sprintf("has more than %d entries", maxList), "shorten it")
 		return nil
 	}
 	list := make([]string, 0, len(n.values))

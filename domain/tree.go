@@ -126,7 +126,9 @@ type treeReader struct {
 }
 
 func (t *treeReader) bad(path string, line int, message, fix string) {
-	t.problems = append(t.problems, Problem{path, line, message, fix})
+	if len(t.problems) < maxProblems {
+		t.problems = append(t.problems, Problem{path, line, message, fix})
+	}
 }
 
 // full counts values and levels. A document that people maintain has a few
