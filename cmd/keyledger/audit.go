@@ -202,6 +202,10 @@ func (a *app) printEvent(data []byte) error {
 	if err := (&answer{body: data}).decode(&e); err != nil {
 		return err
 	}
+	return a.printEventLine(e)
+}
+
+func (a *app) printEventLine(e eventView) error {
 	if !a.tty {
 		return a.rows(nil, [][]string{a.eventRow(e)})
 	}
