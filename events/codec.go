@@ -85,17 +85,22 @@ type wire struct {
 
 // Encode makes the bytes of a fact: one JSON object on one line. It fails only
 // for an envelope whose type and payload do not belong together.
-func Encode(e Envelope) ([]byte, error) {
+func Encode(e Envelope) ([]byte, error) { return AppendEncode(make([]byte, 0, 1024), e) }
+
+// AppendEncode is [Encode] into a buffer of the caller's. After an error dst is
+// returned as it was.
+func AppendEncode(dst []byte, e Envelope) ([]byte, error) {
 	if e.Data == nil {
-		return nil, errors.New("event without data")
+		return dst, errors.New("event without data")
 	}
 	if name, version := e.Data.Kind(); name != e.Type || version != e.Version {
-		return nil, fmt.Errorf("event says %s version %d, its data is %s version %d", e.Type, e.Version, name, version)
+		return dst, fmt.Errorf("event says %s version %d, its data is %s version %d", e.Type, e.Version, name, version)
 	}
-	if b, ok := appendEnvelope(make([]byte, 0, 1024), e); ok {
+	if b, ok := appendEnvelope(dst, e); ok {
 		return b, nil
 	}
-	return encode(e)
+	b, err := encode(e)
+	return append(dst, b...), err
 }
 
 func encode(e Envelope) ([]byte, error) {

@@ -16,6 +16,11 @@ import (
 
 // appendEnvelope is false for payloads that it does not know.
 func appendEnvelope(b []byte, e Envelope) ([]byte, bool) {
+	switch e.Data.(type) {
+	case KeyUsed, KeyUseReported, KeyRateLimited, KeyDenied, CredentialRejected:
+	default:
+		return b, false
+	}
 	b = append(b, `{"id":`...)
 	b = appendString(b, e.ID)
 	b = append(b, `,"type":`...)
@@ -122,8 +127,6 @@ func appendEnvelope(b []byte, e Envelope) ([]byte, bool) {
 		b = append(b, `,"node":`...)
 		b = appendString(b, d.Node)
 		b = appendFold(b, d.Fold)
-	default:
-		return nil, false
 	}
 	return append(b, "}}"...), true
 }

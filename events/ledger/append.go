@@ -234,11 +234,15 @@ func (l *Ledger) AppendPage(ctx context.Context, keyspace, node string, bodies [
 	if len(bodies) == 0 {
 		return 0, errors.New("empty page")
 	}
-	m := &nats.Msg{Subject: pageSubject(keyspace, node), Header: nats.Header{}, Data: events.Page(bodies)}
+	return l.appendPage(ctx, pageSubject(keyspace, node), events.Page(bodies), eventID(bodies[0]), eventID(bodies[len(bodies)-1]))
+}
+
+// appendPage stores a page whose first and last facts have the given ids.
+func (l *Ledger) appendPage(ctx context.Context, subject string, page []byte, first, last string) (uint64, error) {
+	m := &nats.Msg{Subject: subject, Header: nats.Header{}, Data: page}
 	if err := l.fits(m); err != nil {
 		return 0, err
 	}
-	first, last := eventID(bodies[0]), eventID(bodies[len(bodies)-1])
 	v, _ := l.pages.LoadOrStore(m.Subject, &pageHead{})
 	p := v.(*pageHead)
 	p.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/url"
 	"strings"
@@ -341,5 +342,199 @@ func TestCluster(t *testing.T) {
 	}
 	if err := l.Check(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// What cannot be written in time is counted when the writer is closed, and who
+// waits is told.
+func TestPagesCloseWhileAway(t *testing.T) {
+	server := startRestartable(t)
+	l := open(t, connect(t, server.addr), ledger.Options{})
+	p := ledger.NewPages(l, "node1", ledger.PagesOptions{})
+	server.n.Shutdown()
+	told := make(chan error)
+	go func() { told <- p.RecordDurable(context.Background(), used("key_1")) }()
+	for p.Held() == 0 {
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := p.Close(ctx); err == nil || !strings.Contains(err.Error(), "1 uses") {
+		t.Errorf("closed: %v", err)
+	}
+	if err := <-told; !errors.Is(err, ledger.ErrClosed) {
+		t.Errorf("a durable use at the end: %v", err)
+	}
+}
+
+// Many goroutines record at once; each use is there once, and pages keep to
+// their size.
+func TestPagesConcurrently(t *testing.T) {
+	l := open(t, testenv.Conn(t, testenv.NATS(t)), ledger.Options{})
+	pages := map[uint64]int{}
+	p := ledger.NewPages(l, "node1", ledger.PagesOptions{MaxBytes: 16 << 10, Written: func(_ string, sequence uint64, facts int) { pages[sequence] = facts }})
+	var wg sync.WaitGroup
+	for g := range 8 {
+		wg.Go(func() {
+			for i := range 200 {
+				e := used(fmt.Sprintf("key_%d", g))
+				if i%10 == 0 {
+					if err := p.RecordDurable(t.Context(), e); err != nil {
+						t.Error(err)
+					}
+				} else if !p.Record(e) {
+					t.Error("dropped")
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ids := map[string]bool{}
+	lines := map[uint64]int{}
+	size := map[uint64]int{}
+	for r, err := range l.Read(t.Context(), events.Usage, 1, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[r.Event.ID] = true
+		lines[r.Sequence]++
+		if size[r.Sequence] += len(r.Body) + 1; size[r.Sequence] > 16<<10+1 {
+			t.Errorf("page %d has %d bytes", r.Sequence, size[r.Sequence])
+		}
+	}
+	if len(ids) != 1600 || !maps.Equal(lines, pages) {
+		t.Errorf("%d uses; pages %v, told %v", len(ids), lines, pages)
+	}
+}
+
+// A batch never splits a page, and a page beyond the bound is one of its own.
+func TestFollowBatches(t *testing.T) {
+	l := open(t, testenv.Conn(t, testenv.NATS(t)), ledger.Options{})
+	for n := range 20 {
+		var bodies [][]byte
+		for range n + 1 {
+			body, _ := events.Encode(used("key_1"))
+			bodies = append(bodies, body)
+		}
+		if _, err := l.AppendPage(t.Context(), "ks", "n", bodies); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const most = 12
+	page, line, total := uint64(1), 0, 0
+	for batch, err := range l.FollowBatches(t.Context(), events.Usage, 0, most, 20*time.Millisecond) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line != 0 {
+			t.Fatalf("page %d was split after line %d", page, line)
+		}
+		for _, r := range batch {
+			if r.Sequence != page || r.Line != line {
+				t.Fatalf("record %d/%d instead of %d/%d", r.Sequence, r.Line, page, line)
+			}
+			if line++; line == int(page) {
+				page, line = page+1, 0
+			}
+		}
+		if len(batch) > most && batch[0].Sequence != batch[len(batch)-1].Sequence {
+			t.Errorf("a batch of %d records of several pages", len(batch))
+		}
+		if total += len(batch); total == 20*21/2 {
+			break
+		}
+	}
+}
+
+// A fact beyond the server's bound is refused before it is sent.
+func TestTooLarge(t *testing.T) {
+	nc := testenv.Conn(t, testenv.NATS(t))
+	l := open(t, nc, ledger.Options{})
+	if _, err := l.Append(t.Context(), 0, func() events.Envelope {
+		e := revoked("org_1", "key_1", 1)
+		e.Data = events.KeyRevoked{Reason: strings.Repeat("x", int(nc.MaxPayload()))}
+		return e
+	}()); !errors.Is(err, ledger.ErrTooLarge) {
+		t.Errorf("too large a fact: %v", err)
+	}
+	p := ledger.NewPages(l, "node1", ledger.PagesOptions{})
+	big := used("key_1")
+	u := big.Data.(events.KeyUsed)
+	u.Endpoint = strings.Repeat("x", int(nc.MaxPayload()))
+	big.Data = u
+	p.Record(big)
+	p.Record(used("key_2"))
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	got := take(t, l, events.Usage, 0, 2)
+	if g, ok := got[1].Event.Data.(events.UsageGap); !ok || g.Count != 1 || got[0].Event.Key != "key_2" {
+		t.Errorf("recorded %+v", got)
+	}
+}
+
+// A reader ends with its context, and with a fact from the future.
+func TestFollowEnds(t *testing.T) {
+	nc := testenv.Conn(t, testenv.NATS(t))
+	l := open(t, nc, ledger.Options{})
+	if _, err := l.Append(t.Context(), 0, revoked("org_1", "key_1", 1)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var last error
+	for _, err := range l.Follow(ctx, events.Ledger, 0) {
+		last = err
+		cancel()
+	}
+	if !errors.Is(last, context.Canceled) {
+		t.Errorf("cancelled: %v", last)
+	}
+	if _, err := nc.Request("ledger.ks.org_1.key_1", []byte(`{"id":"evt_1","type":"key.forgotten","version":1,"keyspace":"ks","owner":"org_1","key":"key_1","data":{}}`), time.Second); err != nil {
+		t.Fatal(err)
+	}
+	for r, err := range l.Follow(t.Context(), events.Ledger, 0) {
+		last = err
+		if err == nil && r.Sequence > 1 {
+			t.Fatalf("read on: %+v", r)
+		}
+	}
+	if _, ok := errors.AsType[*events.UnknownError](last); !ok || !strings.Contains(last.Error(), "LEDGER at sequence 2") {
+		t.Errorf("a fact from the future: %v", last)
+	}
+	for _, err := range l.Follow(t.Context(), events.Ledger, 3) {
+		if _, ok := errors.AsType[*ledger.RefusalError](err); !ok {
+			t.Errorf("beyond the end: %v", err)
+		}
+	}
+}
+
+// FEED carries the public form with its place in LEDGER, in order, and is
+// republished.
+func TestFeed(t *testing.T) {
+	nc := testenv.Conn(t, testenv.NATS(t))
+	l := open(t, nc, ledger.Options{})
+	live, err := nc.SubscribeSync("live.key.created.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := created("org_1", "key_1", 1)
+	if sequence, err := l.AppendFeed(t.Context(), 0, 7, e); err != nil || sequence != 1 {
+		t.Fatal(sequence, err)
+	}
+	if _, err := l.AppendFeed(t.Context(), 0, 8, e); !errors.Is(err, ledger.ErrConflict) {
+		t.Errorf("a second writer: %v", err)
+	}
+	if feed, at, err := l.LastFed(t.Context()); err != nil || feed != 1 || at != 7 {
+		t.Errorf("fed %d, %d: %v", feed, at, err)
+	}
+	m, err := live.NextMsg(5 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Subject != "live.key.created.ks.org_1.key_1" || m.Header.Get("ce-id") != e.ID || m.Header.Get("ce-type") != "key.created" || strings.Contains(string(m.Data), "sha256") {
+		t.Errorf("republished %s %v %s", m.Subject, m.Header, m.Data)
 	}
 }

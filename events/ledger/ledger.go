@@ -178,7 +178,12 @@ func Open(ctx context.Context, nc *nats.Conn, o Options) (*Ledger, error) {
 func (l *Ledger) Close() error {
 	l.stop()
 	l.finished.Wait()
-	return l.saveHeads()
+	err := l.saveHeads()
+	l.mu.Lock()
+	l.unlink()
+	l.link = context.Background()
+	l.mu.Unlock()
+	return err
 }
 
 // Err is the [*RefusalError] of a stream in doubt, or nil.

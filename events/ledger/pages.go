@@ -1,9 +1,11 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -54,8 +56,9 @@ type Pages struct {
 
 	held atomic.Int64 // facts in memory
 
-	mu     sync.RWMutex // guards books and closed
-	books  map[string]*book
+	books sync.Map // keyspace -> *book
+
+	mu     sync.Mutex // guards closed, and adding to books
 	closed bool
 
 	ctx      context.Context // of the writers
@@ -66,13 +69,17 @@ type Pages struct {
 // book is one keyspace's pages.
 type book struct {
 	keyspace string
+	subject  string
 	wake     chan struct{} // has room for one
+
+	page []byte // the writer's: reused from page to page
 
 	mu      sync.Mutex // guards what follows
 	open    *page      // being filled
 	dropped gap
 	closed  bool
 	flushed *page // the newest page handed to the writer
+	spare   []events.Envelope
 }
 
 type page struct {
@@ -117,7 +124,7 @@ func NewPages(l *Ledger, node string, o PagesOptions) *Pages {
 		o.Log = slog.Default()
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
-	return &Pages{l: l, node: node, o: o, books: map[string]*book{}, ctx: ctx, stop: stop}
+	return &Pages{l: l, node: node, o: o, ctx: ctx, stop: stop}
 }
 
 // Record adds a fact to its keyspace's next page and returns at once. False says
@@ -165,8 +172,8 @@ func (p *Pages) add(e events.Envelope, urgent bool) (*page, error) {
 	pg := b.open
 	begun := pg == nil
 	if begun {
-		pg = &page{first: time.Now(), done: make(chan struct{}), facts: make([]events.Envelope, 0, 16)}
-		b.open = pg
+		pg = &page{first: time.Now(), done: make(chan struct{}), facts: b.spare}
+		b.open, b.spare = pg, nil
 	}
 	pg.facts = append(pg.facts, e)
 	before := pg.bytes
@@ -189,23 +196,26 @@ func (b *book) poke() {
 
 // book is nil after Close.
 func (p *Pages) book(keyspace string) *book {
-	p.mu.RLock()
-	b := p.books[keyspace]
-	p.mu.RUnlock()
-	if b != nil {
-		return b
+	if b, ok := p.books.Load(keyspace); ok {
+		return b.(*book)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil
 	}
-	if b = p.books[keyspace]; b == nil {
-		b = &book{keyspace: keyspace, wake: make(chan struct{}, 1)}
-		p.books[keyspace] = b
-		p.finished.Go(func() { p.write(b) })
+	b := &book{keyspace: keyspace, subject: pageSubject(keyspace, p.node), wake: make(chan struct{}, 1)}
+	if first, ok := p.books.LoadOrStore(keyspace, b); ok {
+		return first.(*book)
 	}
+	p.finished.Go(func() { p.write(b) })
 	return b
+}
+
+func (p *Pages) all() iter.Seq[*book] {
+	return func(yield func(*book) bool) {
+		p.books.Range(func(_, b any) bool { return yield(b.(*book)) })
+	}
 }
 
 // Held is about how many facts wait in memory.
@@ -214,14 +224,8 @@ func (p *Pages) Held() int { return int(p.held.Load()) }
 // Flush returns when everything recorded before the call is on the server's
 // disk, or with the error of ctx.
 func (p *Pages) Flush(ctx context.Context) error {
-	p.mu.RLock()
-	var books []*book
-	for _, b := range p.books {
-		books = append(books, b)
-	}
-	p.mu.RUnlock()
 	var wait []*page
-	for _, b := range books {
+	for b := range p.all() {
 		b.mu.Lock()
 		pg := b.open
 		switch {
@@ -242,6 +246,9 @@ func (p *Pages) Flush(ctx context.Context) error {
 	for _, pg := range wait {
 		select {
 		case <-pg.done:
+			if pg.err != nil {
+				return pg.err
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -254,7 +261,7 @@ func (p *Pages) Flush(ctx context.Context) error {
 func (p *Pages) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
-	for _, b := range p.books {
+	for b := range p.all() {
 		b.mu.Lock()
 		b.closed = true
 		if b.open != nil {
@@ -276,8 +283,12 @@ func (p *Pages) Close(ctx context.Context) error {
 		<-done
 	}
 	p.stop(nil)
-	if n := p.held.Load(); n > 0 {
-		return fmt.Errorf("%d uses were not recorded before the end: %w", n, ctx.Err())
+	lost := p.held.Load()
+	for b := range p.all() {
+		lost += b.dropped.count
+	}
+	if lost > 0 {
+		return fmt.Errorf("%d uses were neither recorded nor declared before the end: %w", lost, ctx.Err())
 	}
 	return nil
 }
@@ -313,14 +324,23 @@ func (p *Pages) write(b *book) {
 		switch {
 		case ready:
 			if !p.writePage(b, pg, declared) {
+				b.fail(pg, declared)
 				return
 			}
+			if cap(pg.facts) <= 1<<13 { // more is from an outage
+				clear(pg.facts)
+				b.mu.Lock()
+				b.spare = pg.facts[:0]
+				b.mu.Unlock()
+			}
+			close(pg.done)
 		case pg != nil:
 			timer.Reset(left)
 			select {
 			case <-b.wake:
 			case <-timer.C:
 			case <-p.ctx.Done():
+				b.fail(pg, gap{})
 				return
 			}
 		default:
@@ -331,6 +351,21 @@ func (p *Pages) write(b *book) {
 			}
 		}
 	}
+}
+
+// fail answers those who wait for pages that will not be written any more.
+func (b *book) fail(pg *page, declared gap) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	b.dropped.count += declared.count
+	for _, pg := range []*page{pg, b.open} {
+		if pg != nil && pg.err == nil {
+			pg.err = ErrClosed
+			close(pg.done)
+		}
+	}
+	b.open = nil
 }
 
 // writePage returns when the facts are on disk, in as many messages as they
@@ -344,51 +379,90 @@ func (p *Pages) writePage(b *book, pg *page, declared gap) bool {
 	}) {
 		return false
 	}
-	bodies := make([][]byte, 0, len(pg.facts)+1)
-	for _, e := range pg.facts {
-		body, err := events.Encode(e)
-		if err == nil && int64(len(body))+4096 > p.l.nc.MaxPayload() {
+
+	var first, last string // ids of the page in b.page
+	lines := 0
+	flush := func() bool {
+		if lines == 0 {
+			return true
+		}
+		var sequence uint64
+		if !p.persist("append", func() (err error) {
+			sequence, err = p.l.appendPage(p.ctx, b.subject, b.page, first, last)
+			return err
+		}) {
+			return false
+		}
+		if p.o.Written != nil {
+			p.o.Written(b.keyspace, sequence, lines)
+		}
+		b.page, lines = b.page[:0], 0
+		return true
+	}
+	most := min(p.o.MaxBytes, int(p.l.nc.MaxPayload())-4096)
+	add := func(e events.Envelope) (ok bool, err error) {
+		end := len(b.page)
+		if lines > 0 {
+			b.page = append(b.page, '\n')
+		}
+		begin := len(b.page)
+		if b.page, err = events.AppendEncode(b.page, e); err == nil && int64(len(b.page)-begin)+4096 > p.l.nc.MaxPayload() {
 			err = ErrTooLarge
+		}
+		if err != nil {
+			b.page = b.page[:end]
+			return true, err
+		}
+		if lines > 0 && len(b.page) > most {
+			line := bytes.Clone(b.page[begin:])
+			b.page = b.page[:end]
+			if !flush() {
+				return false, nil
+			}
+			b.page = append(b.page, line...)
+		}
+		if lines == 0 {
+			first = e.ID
+		}
+		last = e.ID
+		lines++
+		return true, nil
+	}
+
+	b.page = b.page[:0]
+	if declared.count > 0 {
+		if ok, err := add(p.gap(b, declared)); !ok || err != nil {
+			return false
+		}
+	}
+	var unwritable gap
+	for _, e := range pg.facts {
+		ok, err := add(e)
+		if !ok {
+			return false
 		}
 		if err != nil {
 			// It can never be written; that it was is still recorded.
 			p.o.Log.Error("a use cannot be written", "event", e.ID, "type", e.Type, "error", err)
-			declared.add(1, e.Time.Time(), "an event could not be encoded")
-			p.held.Add(-1)
-			continue
-		}
-		bodies = append(bodies, body)
-	}
-	held := len(bodies)
-	if declared.count > 0 {
-		now := time.Now()
-		e := events.New(events.UsageGap{Count: declared.count, Reason: declared.reason, From: events.At(declared.from), To: events.At(declared.to), Node: p.node}, now)
-		e.Keyspace, e.Actor, e.Via = b.keyspace, events.Actor{Type: "system", ID: p.node}, "verifier"
-		if body, err := events.Encode(e); err == nil {
-			bodies = append([][]byte{body}, bodies...)
+			unwritable.add(1, e.Time.Time(), "an event could not be encoded")
 		}
 	}
-	for begin := 0; begin < len(bodies); {
-		end, size := begin, 0
-		for end < len(bodies) && (end == begin || size+len(bodies[end])+1 <= p.o.MaxBytes) {
-			size += len(bodies[end]) + 1
-			end++
-		}
-		if !p.persist("append", func() error {
-			sequence, err := p.l.AppendPage(p.ctx, b.keyspace, p.node, bodies[begin:end])
-			if err == nil && p.o.Written != nil {
-				p.o.Written(b.keyspace, sequence, end-begin)
-			}
-			return err
-		}) {
-			p.held.Add(-int64(min(begin, held)))
+	if unwritable.count > 0 {
+		if ok, err := add(p.gap(b, unwritable)); !ok || err != nil {
 			return false
 		}
-		begin = end
 	}
-	p.held.Add(-int64(held))
-	close(pg.done)
+	if !flush() {
+		return false
+	}
+	p.held.Add(-int64(len(pg.facts)))
 	return true
+}
+
+func (p *Pages) gap(b *book, g gap) events.Envelope {
+	e := events.New(events.UsageGap{Count: g.count, Reason: g.reason, From: events.At(g.from), To: events.At(g.to), Node: p.node}, time.Now())
+	e.Keyspace, e.Actor, e.Via = b.keyspace, events.Actor{Type: "system", ID: p.node}, "verifier"
+	return e
 }
 
 // persist repeats f until it succeeds; false when the writers were stopped.

@@ -82,7 +82,11 @@ func (l *Ledger) At(ctx context.Context, stream string, sequence uint64) ([]even
 	if err != nil {
 		return nil, fmt.Errorf("read %s at %d: %w", stream, sequence, err)
 	}
-	return decode(nil, stream, sequence, m.subject, m.body)
+	records, err := decode(nil, stream, sequence, m.subject, m.body)
+	if refusal, ok := errors.AsType[*RefusalError](err); ok {
+		return nil, l.refuse(stream, refusal)
+	}
+	return records, err
 }
 
 // direct reads one message from any replica, without base64.
@@ -161,7 +165,8 @@ func (l *Ledger) timelyInfo(ctx context.Context, stream string) (*streamInfo, er
 // is now), inclusive, of the given subjects only where there are any, and ends.
 func (l *Ledger) Read(ctx context.Context, stream string, from, to uint64, subjects ...string) iter.Seq2[events.Record, error] {
 	return func(yield func(events.Record, error) bool) {
-		info, err := l.timelyInfo(ctx, stream)
+		var info *streamInfo
+		err := retry(ctx, func() (err error) { info, err = l.timelyInfo(ctx, stream); return err })
 		if err != nil {
 			yield(events.Record{}, err)
 			return

@@ -251,6 +251,16 @@ func TestChangedStreamsAreRefused(t *testing.T) {
 		}, []ledger.Position{{"keys_v1", events.Ledger, 10, ""}}, []string{"does not exist", "keys_v1", "10"}},
 		{"the stream was made anew", recreate(0), []ledger.Position{{"keys_v1", events.Ledger, 10, ""}}, []string{"ends at sequence 0, but keys_v1 stands at 10"}},
 		{"the stream was made anew and filled", recreate(12), []ledger.Position{{"keys_v1", events.Ledger, 10, "evt_1"}}, []string{"at sequence 10 it holds event", "evt_1"}},
+		{"the stream acknowledges before it writes", func(t *testing.T, js jetstream.JetStream) {
+			if err := js.DeleteStream(t.Context(), events.Ledger); err != nil {
+				t.Fatal(err)
+			}
+			config := ledger.Config(events.Ledger, 1)
+			config.PersistMode, config.AllowAtomicPublish = jetstream.AsyncPersistMode, false
+			if _, err := js.CreateStream(t.Context(), config); err != nil {
+				t.Fatal(err)
+			}
+		}, nil, []string{`persist_mode is "async"`, "allow_atomic"}},
 		{"a projection is ahead", func(*testing.T, jetstream.JetStream) {}, []ledger.Position{{"keys_v1", events.Ledger, 11, ""}, {"merkle", events.Ledger, 12, ""}}, []string{"keys_v1 stands at 11", "merkle stands at 12"}},
 		{"FEED is ahead", func(t *testing.T, js jetstream.JetStream) {
 			m := &nats.Msg{Subject: "feed.key.revoked.ks.org_1.key_1", Header: nats.Header{"Ledger-Sequence": {"20"}}, Data: []byte(`{}`)}

@@ -110,7 +110,7 @@ func transient(err error) bool {
 		// Such as no suitable peers, no leader, not yet available.
 		return e.Code == 503 || e.ErrorCode == 10005
 	}
-	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrTimeout) ||
+	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrConnectionReconnecting)
 }
 
