@@ -81,6 +81,9 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 unreachable,
 	f.StringVar(&a.urlFlag, "url", "", "address of the API (else KEYLEDGER_URL, the context file, "+defaultURL+")")
 	f.StringVar(&a.tokenFlag, "token-file", "", "file that holds the root key (else KEYLEDGER_TOKEN, the context file)")
 	for group, commands := range map[string][]*cobra.Command{
+		"run": {
+			a.devCommand(), a.serveCommand(), a.gatewayCommand(), a.initCommand(),
+		},
 		"use": {
 			a.keyspacesCommand(), a.ownersCommand(), a.keysCommand(), a.verifyCommand(), a.usageCommand(), a.watchCommand(),
 		},

@@ -14,7 +14,7 @@ import (
 // the machine itself, without the API.
 func (a *app) rootKeyCommand() *cobra.Command {
 	return group("root-key", "Look after the keys of those who look after keys",
-		a.rootKeyCreateCommand(), a.rootKeyListCommand(), a.rootKeyRotateCommand(), a.rootKeyRevokeCommand())
+		a.rootKeyCreateCommand(), a.rootKeyListCommand(), a.rootKeyRotateCommand(), a.rootKeyRevokeCommand(), a.rootKeyResetCommand())
 }
 
 func (a *app) rootKeyCreateCommand() *cobra.Command {

@@ -1,0 +1,252 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/keyledger/keyledger/api"
+	"github.com/keyledger/keyledger/commands"
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/migrations"
+	"github.com/keyledger/keyledger/projections"
+	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/verify"
+)
+
+// nodeConfig is what a node is started with: connections that are open already,
+// and what it is called.
+type nodeConfig struct {
+	Program    string // dev, serve, gateway: what service.started records
+	Name       string // of this process, a subject token that no other running one has
+	Conn       *nats.Conn
+	Pool       *pgxpool.Pool // nil: a gateway, which needs no PostgreSQL
+	Replicas   int
+	SyncAlways func(context.Context) (bool, error)
+	Unverified bool   // start although nobody says whether NATS syncs every write
+	HeadFile   string // remembers how far the streams were
+	Master     seal.Master
+	OnKeyspace func(*domain.Keyspace)
+	Stale      time.Duration
+	Log        *slog.Logger
+}
+
+// node is one running process: the ledger, what follows it, and what decides
+// with it. Its parts start in the order in which they need each other and end
+// in the opposite one.
+type node struct {
+	config   nodeConfig
+	ledger   *ledger.Ledger
+	seal     *seal.Keys
+	ring     *keyring.Ring
+	recorder *verify.Recorder
+	verifier *verify.Verifier
+	runner   *projections.Runner
+	commands *commands.Commands
+
+	stop   context.CancelFunc // of the followers
+	done   sync.WaitGroup
+	failed chan error // the first follower that ended by itself
+}
+
+// openNode starts a node and returns when its keyring holds all that was in
+// the ledger. It refuses on any doubt about the ledger, with a message that
+// says what was found.
+func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
+	n := &node{config: c, failed: make(chan error, 1), ring: keyring.New()}
+	defer func() {
+		if err != nil {
+			n.close(context.WithoutCancel(ctx))
+		}
+	}()
+	var known []ledger.Position
+	if c.Pool != nil {
+		if _, err := migrations.Up(ctx, c.Pool); err != nil {
+			return nil, fmt.Errorf("PostgreSQL: %w", err)
+		}
+		if known, err = projections.Positions(ctx, c.Pool); err != nil {
+			return nil, fmt.Errorf("PostgreSQL: %w", err)
+		}
+	}
+	n.ledger, err = ledger.Open(ctx, c.Conn, ledger.Options{
+		Replicas: c.Replicas, Known: known, SyncAlways: c.SyncAlways, AllowUnverifiedSync: c.Unverified,
+		ReadOnly: c.Pool == nil, HeadFile: c.HeadFile, Log: c.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	js, err := jetstream.New(c.Conn)
+	if err != nil {
+		return nil, err
+	}
+	if n.seal, err = seal.Open(ctx, js, c.Master, max(c.Replicas, 1)); err != nil {
+		return nil, err
+	}
+	followers, stop := context.WithCancel(context.WithoutCancel(ctx))
+	n.stop = stop
+	n.ring.OnKeyspace = c.OnKeyspace
+	n.follow("keyring", func() error { return n.ring.Run(followers, n.ledger) })
+	select {
+	case <-n.ring.Ready():
+	case err := <-n.failed:
+		return nil, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	n.recorder = verify.NewRecorder(n.ledger, n.seal, c.Name, verify.RecorderOptions{Log: c.Log})
+	n.verifier = verify.New(n.ring, n.recorder, verify.Options{
+		Head:        func(ctx context.Context) (uint64, error) { return n.ledger.Head(ctx, events.Ledger) },
+		StaleWindow: c.Stale,
+	})
+	if c.Pool != nil {
+		n.commands = &commands.Commands{Ledger: n.ledger, Ring: n.ring}
+		n.runner = projections.New(n.ledger, c.Pool, c.Log)
+		n.done.Go(func() { n.runner.Run(followers) })
+	}
+	if err := n.started(ctx); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// follow runs something that must not end before the node does.
+func (n *node) follow(what string, run func() error) {
+	n.done.Go(func() {
+		err := run()
+		if errors.Is(err, context.Canceled) {
+			return
+		}
+		n.config.Log.Error("a follower of the ledger ended: the node can no longer be trusted to be up to date", "follower", what, "error", err)
+		select {
+		case n.failed <- err:
+		default:
+		}
+	})
+}
+
+func (n *node) started(ctx context.Context) error {
+	head, err := n.ledger.Head(ctx, events.Ledger)
+	if err != nil {
+		return err
+	}
+	e := events.New(events.ServiceStarted{Program: n.config.Program, Build: build().Version, Node: n.config.Name, Head: head}, time.Now())
+	e.Actor, e.Via = events.Actor{Type: "system", ID: n.config.Name}, n.config.Program
+	_, err = n.ledger.AppendOps(ctx, e)
+	return err
+}
+
+// close ends a node with nothing unrecorded, as far as ctx allows.
+func (n *node) close(ctx context.Context) error {
+	var errs []error
+	if n.verifier != nil {
+		n.verifier.Close()
+	}
+	if n.recorder != nil {
+		if err := n.recorder.Close(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("record the last uses: %w", err))
+		}
+	}
+	if n.stop != nil {
+		n.stop()
+	}
+	n.done.Wait()
+	if n.seal != nil {
+		n.seal.Close()
+	}
+	if n.ledger != nil {
+		errs = append(errs, n.ledger.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// listen opens an address or says in plain words why it cannot.
+func listen(what, flag, addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err == nil {
+		return l, nil
+	}
+	if strings.Contains(err.Error(), "address already in use") {
+		return nil, fmt.Errorf("%s is to listen on %s, which another program has taken: stop that one, or choose another address with --%s (port 0 is any free one)", what, addr, flag)
+	}
+	return nil, fmt.Errorf("%s cannot listen on %s: %w; choose another address with --%s", what, addr, err, flag)
+}
+
+// httpServer is one HTTP server of this process.
+type httpServer struct {
+	name string
+	http *http.Server
+	l    net.Listener
+}
+
+func newServer(name string, l net.Listener, h http.Handler) *httpServer {
+	return &httpServer{name: name, l: l, http: &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}}
+}
+
+// serveAll runs servers until ctx ends or something fails, then lets requests
+// in flight finish.
+func serveAll(ctx context.Context, failed <-chan error, servers ...*httpServer) error {
+	ended := make(chan error, len(servers))
+	for _, s := range servers {
+		go func() {
+			if err := s.http.Serve(s.l); !errors.Is(err, http.ErrServerClosed) {
+				ended <- fmt.Errorf("%s: %w", s.name, err)
+			}
+		}()
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	case err = <-ended:
+	}
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, s := range servers {
+		wg.Go(func() {
+			if s.http.Shutdown(drain) != nil {
+				s.http.Close()
+			}
+		})
+	}
+	wg.Wait()
+	return err
+}
+
+// nodeName is a name that no other running process has, and that tells a
+// person which machine it was.
+func nodeName(program string) string {
+	host, _ := os.Hostname()
+	token := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' {
+			return r
+		}
+		return '-'
+	}, host)
+	if token == "" {
+		token = "node"
+	}
+	return program + "-" + token + "-" + strings.ReplaceAll(events.NewID("n", time.Now()), "-", "")[2:]
+}
+
+// apiDeps are a node's parts as the API wants them.
+func apiDeps(n *node) api.Deps {
+	return api.Deps{
+		Commands: n.commands, Ring: n.ring, Ledger: n.ledger,
+		Version: build().Version, Log: n.config.Log,
+	}
+}

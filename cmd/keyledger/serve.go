@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyledger/keyledger/api"
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/gateway"
+)
+
+const drainWithin = 15 * time.Second
+
+func (a *app) serveCommand() *cobra.Command {
+	var config string
+	c := &cobra.Command{
+		Use: "serve", Short: "Run the service in production: with your NATS and PostgreSQL", Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := readSettings(cmd, config)
+			if err != nil {
+				return err
+			}
+			return a.withNode(cmd.Context(), s, "serve", func(ctx context.Context, n *node) error {
+				if !hasOperator(n) {
+					n.config.Log.Warn("there is no operator key yet: make the first one with `keyledger init`")
+				}
+				l, err := listen("the API", "listen", s.listenOr("127.0.0.1:7070"))
+				if err != nil {
+					return err
+				}
+				n.config.Log.Info("serving the API", "address", l.Addr().String(), "sequence", n.ring.Sequence())
+				return serveAll(ctx, n.failed, newServer("the API", l, api.New(apiDeps(n))))
+			})
+		},
+	}
+	addSettings(c, &config)
+	return c
+}
+
+func (a *app) gatewayCommand() *cobra.Command {
+	var config string
+	c := &cobra.Command{
+		Use: "gateway", Short: "Run a gateway in front of your API: NATS is all it needs", Args: takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := readSettings(cmd, config)
+			if err != nil {
+				return err
+			}
+			if len(s.Routes) == 0 {
+				return usageError("the gateway has no routes: write them into the file that --config names")
+			}
+			if err := s.Config.Validate(); err != nil {
+				return err
+			}
+			return a.withNode(cmd.Context(), s, "gateway", func(ctx context.Context, n *node) error {
+				gw, err := gateway.New(s.Config, n.verifier, n.recorder, n.config.Log)
+				if err != nil {
+					return err
+				}
+				l, err := listen("the gateway", "listen", s.listenOr("127.0.0.1:7071"))
+				if err != nil {
+					return err
+				}
+				n.config.Log.Info("serving the gateway", "address", l.Addr().String(), "routes", len(s.Routes), "sequence", n.ring.Sequence())
+				err = serveAll(ctx, n.failed, newServer("the gateway", l, gw))
+				drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
+				defer cancel()
+				return errors.Join(err, gw.Shutdown(drain))
+			})
+		},
+	}
+	addSettings(c, &config)
+	return c
+}
+
+func (s *settings) listenOr(otherwise string) string {
+	if s.Listen == "" {
+		return otherwise
+	}
+	return s.Listen
+}
+
+// withNode runs f with a node made from settings. A gateway gets no PostgreSQL.
+func (a *app) withNode(ctx context.Context, s *settings, program string, f func(context.Context, *node) error) (err error) {
+	log := s.logger(a)
+	master, err := s.master()
+	if err != nil {
+		return err
+	}
+	conn, err := s.natsConn(log)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	c := nodeConfig{
+		Program: program, Name: s.Node, Conn: conn, Replicas: s.NATS.Replicas,
+		SyncAlways: s.readSync(), Unverified: s.NATS.AllowUnverifiedSync,
+		Master: master, Stale: s.StaleWindow, Log: log,
+	}
+	if s.StateDir != "" {
+		if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
+			return fmt.Errorf("state_dir: %w", err)
+		}
+		c.HeadFile = filepath.Join(s.StateDir, "head."+program+".json")
+	}
+	if program != "gateway" {
+		if c.Pool, err = s.pool(ctx); err != nil {
+			return err
+		}
+		defer c.Pool.Close()
+	}
+	n, err := openNode(ctx, c)
+	if err != nil {
+		return err
+	}
+	err = f(ctx, n)
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
+	defer cancel()
+	return errors.Join(err, n.close(end))
+}
+
+func hasOperator(n *node) bool {
+	for k := range n.ring.Keys(events.RootKeyspace, "") {
+		if k.Role == domain.Operator && k.Active(events.At(time.Now())) {
+			return true
+		}
+	}
+	return false
+}
+
+// initCommand makes what `serve` needs once: the master key and the first
+// operator key.
+func (a *app) initCommand() *cobra.Command {
+	var config, keyFile string
+	c := &cobra.Command{
+		Use: "init", Short: "Make the master key and the first root key, once", Args: takes(),
+		Long: `Makes the file with the master key where there is none, and the first operator
+key, which is written to the file that --root-key-file names (mode 0600) and
+shown nowhere. It refuses when there is an operator key already: lost ones are
+replaced by ` + "`keyledger root-key reset`" + `.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := readSettings(cmd, config)
+			if err != nil {
+				return err
+			}
+			if _, err := seal.LoadOrCreateMaster(s.MasterKeyFile); err != nil {
+				return err
+			}
+			return a.makeRootKey(cmd.Context(), s, keyFile, "init", true)
+		},
+	}
+	addSettings(c, &config)
+	c.Flags().StringVar(&keyFile, "root-key-file", "root.key", "where the root key is written")
+	return c
+}
+
+// rootKeyResetCommand replaces operator keys that were lost.
+func (a *app) rootKeyResetCommand() *cobra.Command {
+	var config, keyFile string
+	c := &cobra.Command{
+		Use: "reset", Short: "Replace lost operator keys, on the machine that has NATS' credentials; it is recorded", Args: takes(),
+		Long: `Makes a new operator key, writes it to the file that --root-key-file names (mode
+0600) and revokes all other operator keys. It needs the settings of ` + "`serve`" + `, so
+that only whoever owns the machine can do it.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := readSettings(cmd, config)
+			if err != nil {
+				return err
+			}
+			return a.makeRootKey(cmd.Context(), s, keyFile, "root-key-reset", false)
+		},
+	}
+	addSettings(c, &config)
+	c.Flags().StringVar(&keyFile, "root-key-file", "root.key", "where the root key is written")
+	return c
+}
+
+func (a *app) makeRootKey(ctx context.Context, s *settings, file, program string, first bool) error {
+	if _, err := os.Stat(file); first && !errors.Is(err, fs.ErrNotExist) {
+		return usageError("%s is there already: choose another --root-key-file, so that no key is overwritten", file)
+	}
+	return a.withNode(ctx, s, program, func(ctx context.Context, n *node) error {
+		if first && hasOperator(n) {
+			return &exitError{code: 4, err: errors.New("there is an operator key already: create others with `keyledger root-key create`, or replace lost ones with `keyledger root-key reset`")}
+		}
+		if err := resetRootKey(ctx, n, file); err != nil {
+			return err
+		}
+		if a.asJSON {
+			return a.printValue(map[string]string{"root_key_file": file})
+		}
+		_, err := fmt.Fprintf(a.stdout, "The root key is in %s. Use it with --token-file %s.\n", file, file)
+		return err
+	})
+}

@@ -1,0 +1,298 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/providers/posflag"
+	"github.com/knadh/koanf/v2"
+	"github.com/nats-io/nats.go"
+	"github.com/spf13/cobra"
+	yamlv3 "go.yaml.in/yaml/v3"
+
+	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/gateway"
+)
+
+// settings are what `serve` and `gateway` read from a YAML file, from the
+// environment (KEYLEDGER_NATS_URL is nats.url) and from flags (--nats-url),
+// the later ones counting. These comments are the manual.
+type settings struct {
+	// Listen is where HTTP is served: the API of serve, the proxy of gateway.
+	Listen string `yaml:"listen"`
+
+	// Node is the name that uses are recorded under. No two running processes
+	// may share it. Default: one made of the host's name.
+	Node string `yaml:"node"`
+
+	// StateDir keeps how far the streams were, and root.key after init. Without
+	// it a lost tail is found only by what PostgreSQL remembers.
+	StateDir string `yaml:"state_dir"`
+
+	// MasterKeyFile holds the key that personal data is sealed under: 32 bytes
+	// in hex or base64, mode 0600, the same for all processes of one ledger.
+	// `keyledger init` makes it. Losing it erases all personal data.
+	MasterKeyFile string `yaml:"master_key_file"`
+
+	NATS struct {
+		// URL names the servers, separated by commas.
+		URL string `yaml:"url"`
+		// Credentials is a .creds file (JWT and seed); or UserFile a file that
+		// holds user:password.
+		Credentials string `yaml:"credentials"`
+		UserFile    string `yaml:"user_file"`
+		// CA is a PEM file of who signed the servers' certificates.
+		CA string `yaml:"ca"`
+		// Replicas of every stream: 1 or 3.
+		Replicas int `yaml:"replicas"`
+		// Monitor are the monitoring addresses of all servers
+		// (http://nats-1:8222), where it is read back that they sync every
+		// write before they acknowledge it: jetstream {sync_interval: always}.
+		Monitor []string `yaml:"monitor"`
+		// AllowUnverifiedSync starts without that. A power cut may then lose
+		// what was answered.
+		AllowUnverifiedSync bool `yaml:"allow_unverified_sync"`
+	} `yaml:"nats"`
+
+	Postgres struct {
+		// URL of the database; better in KEYLEDGER_POSTGRES_URL, or in the file
+		// that URLFile names, where it holds a password.
+		URL     string `yaml:"url"`
+		URLFile string `yaml:"url_file"`
+	} `yaml:"postgres"`
+
+	// StaleWindow is how long requests are still decided after NATS was lost.
+	// Default 5m.
+	StaleWindow time.Duration `yaml:"stale_window"`
+
+	Log struct {
+		Level  string `yaml:"level"`  // debug, info (default), warn, error
+		Format string `yaml:"format"` // text (default), json
+	} `yaml:"log"`
+
+	// Of a gateway only: routes, trusted_proxies, audit, …
+	gateway.Config `yaml:",inline"`
+}
+
+// flagged are the settings that are also flags and environment variables.
+var flagged = []struct{ path, usage string }{
+	{"listen", "address to serve on"},
+	{"node", "name to record uses under"},
+	{"state_dir", "directory for what this process remembers"},
+	{"master_key_file", "file with the key that personal data is sealed under"},
+	{"nats.url", "NATS servers, separated by commas"},
+	{"nats.credentials", "NATS .creds file"},
+	{"nats.user_file", "file with NATS user:password"},
+	{"nats.ca", "PEM file of the NATS servers' CA"},
+	{"nats.replicas", "replicas of every stream: 1 or 3"},
+	{"nats.monitor", "monitoring addresses of all NATS servers, separated by commas"},
+	{"nats.allow_unverified_sync", "start although nobody says that NATS syncs every write (true)"},
+	{"postgres.url_file", "file with the PostgreSQL URL"},
+	{"stale_window", "how long to decide after NATS was lost"},
+	{"log.level", "debug, info, warn, error"},
+	{"log.format", "text, json"},
+}
+
+func flagName(path string) string { return strings.NewReplacer(".", "-", "_", "-").Replace(path) }
+
+func envName(path string) string {
+	return "KEYLEDGER_" + strings.ToUpper(strings.ReplaceAll(path, ".", "_"))
+}
+
+func addSettings(c *cobra.Command, config *string) {
+	c.Flags().StringVar(config, "config", "", "settings in YAML")
+	for _, f := range flagged {
+		c.Flags().String(flagName(f.path), "", f.usage+" ("+envName(f.path)+")")
+	}
+}
+
+// readSettings merges file, environment and flags, and refuses what it does
+// not know.
+func readSettings(cmd *cobra.Command, config string) (*settings, error) {
+	k := koanf.New(".")
+	if config != "" {
+		if err := k.Load(file.Provider(config), yaml.Parser()); err != nil {
+			return nil, fmt.Errorf("settings %s: %w", config, err)
+		}
+	}
+	paths := map[string]string{"KEYLEDGER_POSTGRES_URL": "postgres.url"}
+	for _, f := range flagged {
+		paths[envName(f.path)] = f.path
+	}
+	if err := k.Load(env.Provider(".", env.Opt{Prefix: "KEYLEDGER_", TransformFunc: func(name, v string) (string, any) {
+		return paths[name], scalar(paths[name], v)
+	}}), nil); err != nil {
+		return nil, err
+	}
+	byFlag := map[string]string{}
+	for _, f := range flagged {
+		byFlag[flagName(f.path)] = f.path
+	}
+	if err := k.Load(posflag.ProviderWithValue(cmd.Flags(), ".", nil, func(name, v string) (string, any) {
+		if path := byFlag[name]; path != "" && cmd.Flags().Changed(name) {
+			return path, scalar(path, v)
+		}
+		return "", nil
+	}), nil); err != nil {
+		return nil, err
+	}
+	merged, err := yamlv3.Marshal(k.Raw())
+	if err != nil {
+		return nil, err
+	}
+	var s settings
+	d := yamlv3.NewDecoder(bytes.NewReader(merged))
+	d.KnownFields(true)
+	if err := d.Decode(&s); err != nil {
+		return nil, fmt.Errorf("settings: %w", err)
+	}
+	if s.NATS.Replicas == 0 {
+		s.NATS.Replicas = 1
+	}
+	if s.NATS.URL == "" {
+		return nil, usageError("no NATS server is named: set nats.url in the file, %s or --nats-url", envName("nats.url"))
+	}
+	if s.MasterKeyFile == "" {
+		return nil, usageError("no master key is named: set master_key_file (`keyledger init` makes one)")
+	}
+	if s.Node == "" {
+		s.Node = nodeName(cmd.Name())
+	}
+	return &s, nil
+}
+
+// scalar reads a value as YAML would, so that true and 3 are no strings.
+func scalar(path, v string) any {
+	if path == "nats.monitor" {
+		return strings.Split(v, ",")
+	}
+	var x any
+	if yamlv3.Unmarshal([]byte(v), &x) != nil || x == nil {
+		return v
+	}
+	return x
+}
+
+func (s *settings) logger(a *app) *slog.Logger {
+	level := slog.LevelInfo
+	if s.Log.Level != "" {
+		_ = level.UnmarshalText([]byte(s.Log.Level))
+	}
+	o := &slog.HandlerOptions{Level: level}
+	if s.Log.Format == "json" {
+		return slog.New(slog.NewJSONHandler(a.stderr, o))
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, o))
+}
+
+func (s *settings) natsConn(log *slog.Logger) (*nats.Conn, error) {
+	opts := []nats.Option{
+		nats.Name("keyledger " + s.Node), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.Timeout(5 * time.Second),
+		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { log.Warn("NATS is lost; trying again", "error", err) }),
+		nats.ReconnectHandler(func(c *nats.Conn) { log.Info("NATS is back", "server", c.ConnectedUrlRedacted()) }),
+	}
+	if s.NATS.Credentials != "" {
+		opts = append(opts, nats.UserCredentials(s.NATS.Credentials))
+	}
+	if s.NATS.UserFile != "" {
+		b, err := os.ReadFile(s.NATS.UserFile)
+		if err != nil {
+			return nil, fmt.Errorf("nats.user_file: %w", err)
+		}
+		user, password, ok := strings.Cut(strings.TrimSpace(string(b)), ":")
+		if !ok {
+			return nil, fmt.Errorf("nats.user_file %s holds no user:password", s.NATS.UserFile)
+		}
+		opts = append(opts, nats.UserInfo(user, password))
+	}
+	if s.NATS.CA != "" {
+		pem, err := os.ReadFile(s.NATS.CA)
+		if err != nil {
+			return nil, fmt.Errorf("nats.ca: %w", err)
+		}
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("nats.ca %s holds no certificate in PEM", s.NATS.CA)
+		}
+		opts = append(opts, nats.Secure(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}))
+	}
+	conn, err := nats.Connect(s.NATS.URL, opts...)
+	if err != nil {
+		return nil, &exitError{code: 5, err: fmt.Errorf("NATS cannot be reached: %w; is it running, and is nats.url right?", err)}
+	}
+	return conn, nil
+}
+
+func (s *settings) pool(ctx context.Context) (*pgxpool.Pool, error) {
+	url := s.Postgres.URL
+	if s.Postgres.URLFile != "" {
+		b, err := os.ReadFile(s.Postgres.URLFile)
+		if err != nil {
+			return nil, fmt.Errorf("postgres.url_file: %w", err)
+		}
+		url = strings.TrimSpace(string(b))
+	}
+	if url == "" {
+		return nil, usageError("no PostgreSQL is named: set postgres.url_file, or KEYLEDGER_POSTGRES_URL")
+	}
+	pool, err := pgxpool.New(ctx, url)
+	if err != nil {
+		return nil, errors.New("the PostgreSQL URL is not one that can be read: postgres://user@host:5432/database")
+	}
+	return pool, nil
+}
+
+// readSync asks every server's monitoring address whether it syncs every write.
+func (s *settings) readSync() func(context.Context) (bool, error) {
+	if len(s.NATS.Monitor) == 0 {
+		return nil
+	}
+	return func(ctx context.Context) (bool, error) {
+		for _, base := range s.NATS.Monitor {
+			synced, err := syncsAlways(ctx, strings.TrimRight(strings.TrimSpace(base), "/"))
+			if err != nil || !synced {
+				return false, err
+			}
+		}
+		return true, nil
+	}
+}
+
+func syncsAlways(ctx context.Context, base string) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/jsz?config=true", nil)
+	if err != nil {
+		return false, fmt.Errorf("nats.monitor: %w", err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false, fmt.Errorf("nats.monitor: %w", err)
+	}
+	defer resp.Body.Close()
+	var jsz struct {
+		Config struct {
+			SyncAlways bool `json:"sync_always"`
+		} `json:"config"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&jsz); err != nil || resp.StatusCode != http.StatusOK {
+		return false, fmt.Errorf("nats.monitor: %s/jsz answers %s, which is not JetStream's state", base, resp.Status)
+	}
+	return jsz.Config.SyncAlways, nil
+}
+
+func (s *settings) master() (seal.Master, error) { return seal.LoadMaster(s.MasterKeyFile) }
