@@ -9,7 +9,7 @@ import (
 // compiled is what a document is turned into once, so that a request is judged
 // without parsing anything. It is immutable, like the Keyspace that holds it.
 type compiled struct {
-	unreadable   bool // no program that wrote this document was older; nobody is admitted
+	unreadable   bool // the document says nothing of where keys are or how they look
 	alphabet     string
 	prefixes     []prefix // longest first
 	scopes       []scopeRoute

@@ -96,7 +96,8 @@ func writes(method string) bool {
 // JudgeKey decides the rest, MALFORMED_KEY to IP_DENIED, else VALID. hash is
 // that of secret; key is nil where no key has it.
 func (k *Keyspace) JudgeKey(req *Request, secret string, hash [32]byte, key *Key, owner *Owner, now events.Time) Code {
-	if key == nil {
+	// A key of another keyspace is no key here, least of all a root key.
+	if key == nil || key.Keyspace != k.Document.Keyspace {
 		if _, ok := k.CheckFormat(secret); !ok {
 			return CodeMalformedKey
 		}

@@ -160,6 +160,7 @@ func TestJudge(t *testing.T) {
 			s.key.Hash = HashSecret(s.req.Key)
 		}, CodeValid},
 		{"right checksum of an unknown key", func(s *scene) { s.key = nil }, CodeUnknownKey},
+		{"a key of another keyspace", func(s *scene) { s.key.Keyspace = "keyledger" }, CodeUnknownKey},
 		{"a secret of another key", func(s *scene) { s.req.Key = "st_live_other" }, CodeUnknownKey},
 		{"a deleted key was revoked", func(s *scene) { s.key.DeletedAt = 1 }, CodeRevoked},
 		{"the previous secret in its grace", func(s *scene) {

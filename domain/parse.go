@@ -81,7 +81,7 @@ func (r *reader) document(n *node) *Document {
 	d := &r.doc
 	o := r.object(n)
 	if id := o.required("keyspace"); id != nil {
-		d.Keyspace = r.word(id, keyspaceID, "lower-case letters, digits and -, at most 63, such as parcelbird")
+		d.Keyspace = r.word(id, keyspaceID, "lower-case letters, digits and -, at most 63, such as my-product")
 		if d.Keyspace == events.RootKeyspace {
 			r.bad(id, "is the built-in keyspace of root keys", "choose another name")
 		}
@@ -156,13 +156,13 @@ func (r *reader) format(n, display *node) {
 		if f.Prefixes == nil {
 			f.Prefixes = make(map[string]string)
 		}
-		f.Prefixes[name] = r.word(n, prefixChars, "at most 32 letters, digits, _, . and -, such as pb_live_")
+		f.Prefixes[name] = r.word(n, prefixChars, "at most 32 letters, digits, _, . and -, such as my_live_")
 		if strings.HasPrefix(f.Prefixes[name], rootPrefix) {
 			r.bad(n, "begins like a root key", "choose another prefix than "+rootPrefix)
 		}
 	})
 	if prefixes != nil && len(prefixes.values) == 0 {
-		r.bad(prefixes, "names no environment", "write at least one, such as {live: pb_live_}")
+		r.bad(prefixes, "names no environment", "write at least one, such as {live: my_live_}")
 	}
 	f.Alphabet = o.choice("alphabet", "base62", "base36", "base62")
 	f.Checksum = o.choice("checksum", "none", "none", "crc32")

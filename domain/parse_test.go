@@ -52,6 +52,22 @@ func TestContractExample(t *testing.T) {
 	}
 }
 
+// What keyspace.configured records for the example is written alike for ever,
+// and what was recorded is read alike for ever.
+func TestDocumentGolden(t *testing.T) {
+	want := bytes.TrimSpace(file(t, "contract.json"))
+	if got := mustParse(t, example).JSON(); !bytes.Equal(got, want) {
+		t.Errorf("written as\n%s\nwant\n%s", got, want)
+	}
+	var recorded Document
+	if err := json.Unmarshal(want, &recorded); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(mustParse(t, example), &recorded); diff != "" {
+		t.Errorf("(-parsed +recorded):\n%s", diff)
+	}
+}
+
 // Everything that is wrong is told at once, with its line and what to write.
 func TestProblemsGolden(t *testing.T) {
 	_, err := ParseDocument(file(t, "bad.yaml"))

@@ -1,9 +1,10 @@
-// Package keyspaces holds keyspace documents that come with the program: the
-// products that it was made for, and parcelbird, which does not exist and uses
-// every field there is.
+// Package keyspaces holds the keyspace documents that come with the program:
+// the products that it was made for, and one that does not exist and uses every
+// field there is.
 //
 // They are only data. A development server configures them where they are not
-// there yet; nothing in the program knows any of them by name.
+// there yet; nothing in the program knows any of them by name. The package does
+// not check them: whoever configures one parses it, and a test parses all.
 package keyspaces
 
 import (
