@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -97,7 +96,9 @@ func (a *app) examine(ctx context.Context, natsURL, creds string) (checks []chec
 		code = exitUnreachable
 	} else {
 		add(checkReady(ctx, c))
-		add(checkStatus(ctx, c))
+		for _, s := range checkStatus(ctx, c) {
+			add(s)
+		}
 	}
 	add(a.checkNATS(ctx, natsURL, creds))
 	return checks, code
@@ -209,33 +210,85 @@ func checkReady(ctx context.Context, c *client) check {
 	return check{"ready", "ok", strings.Join(well, ", "), ""}
 }
 
-func checkStatus(ctx context.Context, c *client) check {
-	r, err := c.do(ctx, call{method: http.MethodGet, path: path("status")})
-	if p, ok := errors.AsType[*problem](err); ok && p.exit() == exitRefused {
-		return check{"status", "fail", "the root key is refused: " + firstLine(err), "give another with --token-file; lost ones are replaced with `keyledger root-key reset` on the service's machine"}
-	}
-	if err != nil {
-		return check{"status", "fail", firstLine(err), "the service's log says why"}
-	}
-	var s map[string]json.RawMessage
-	if err := r.decode(&s); err != nil {
-		return check{"status", "fail", err.Error(), "use a program of the service's version"}
-	}
-	return check{"status", "ok", statusText(s), ""}
+// statusView is what GET /v1/status answers.
+type statusView struct {
+	Streams []struct {
+		Stream string `json:"stream"`
+		Head   uint64 `json:"head"`
+		Doubt  string `json:"doubt"`
+	} `json:"streams"`
+	Projections []projectionView `json:"projections"`
+	Verifiers   []struct {
+		Node   string `json:"node"`
+		Lag    uint64 `json:"lag"`
+		LostMS int64  `json:"lost_ms"`
+	} `json:"verifiers"`
 }
 
-// statusText names the heads of the streams where the status has them.
-func statusText(s map[string]json.RawMessage) string {
-	var parts []string
-	for _, name := range []string{"streams", "positions", "projections"} {
-		if raw, ok := s[name]; ok {
-			parts = append(parts, name+" "+string(raw))
+// lostTooLong is how many milliseconds a verifier may be without news before it
+// is worth a word: while all is well it is about one second.
+const lostTooLong = 5000
+
+// checkStatus asks with the root key, and looks at streams, verifiers and
+// projections.
+func checkStatus(ctx context.Context, c *client) []check {
+	const log = "the service's log says more"
+	r, err := c.do(ctx, call{method: http.MethodGet, path: path("status")})
+	if p, ok := errors.AsType[*problem](err); ok && p.exit() == exitRefused {
+		return []check{{"status", "fail", "the root key is refused: " + firstLine(err),
+			"give one of role operator with --token-file; lost ones are replaced with `keyledger root-key reset` on the service's machine"}}
+	}
+	if err != nil {
+		return []check{{"status", "fail", firstLine(err), log}}
+	}
+	var s statusView
+	if err := r.decode(&s); err != nil {
+		return []check{{"status", "fail", err.Error(), "use a program of the service's version"}}
+	}
+	checks := []check{{"status", "ok", "the root key is accepted", ""}}
+	var heads []string
+	streams := check{Name: "streams", Status: "ok"}
+	for _, one := range s.Streams {
+		heads = append(heads, fmt.Sprintf("%s %d", one.Stream, one.Head))
+		if one.Doubt != "" {
+			streams.Status, streams.Fix = "fail", log
+			heads[len(heads)-1] += " in doubt: " + one.Doubt
 		}
 	}
-	if len(parts) == 0 {
-		return "the root key is accepted"
+	streams.Detail = strings.Join(heads, ", ")
+	checks = append(checks, streams)
+	for _, v := range s.Verifiers {
+		one := check{"verifier", "ok", fmt.Sprintf("%s has applied everything", orDash(v.Node)), ""}
+		switch {
+		case v.LostMS > lostTooLong:
+			one = check{"verifier", "warn", fmt.Sprintf("%s has had no news of the ledger for %d s", orDash(v.Node), v.LostMS/1000), "see whether it reaches NATS: beyond the stale window it refuses"}
+		case v.Lag > 0:
+			one.Detail = fmt.Sprintf("%s is %d facts behind", orDash(v.Node), v.Lag)
+		}
+		checks = append(checks, one)
 	}
-	return "the root key is accepted; " + strings.Join(parts, "; ")
+	return append(checks, checkProjections(s.Projections)...)
+}
+
+// checkProjections looks for one that stands still.
+func checkProjections(list []projectionView) []check {
+	var behind []string
+	var checks []check
+	for _, p := range list {
+		if p.Error != "" {
+			checks = append(checks, check{"projection", "fail", fmt.Sprintf("%s is %s at %d of %d: %s", p.Name, p.State, p.Position, p.Head, p.Error),
+				"`keyledger projections status` shows all; the service's log says more"})
+		} else if p.Lag > 0 {
+			behind = append(behind, fmt.Sprintf("%s is %d messages behind", p.Name, p.Lag))
+		}
+	}
+	switch {
+	case len(checks) > 0 || len(list) == 0:
+		return checks
+	case len(behind) > 0:
+		return []check{{"projections", "ok", "following: " + strings.Join(behind, ", "), ""}}
+	}
+	return []check{{"projections", "ok", fmt.Sprintf("all %d are at the head of their streams", len(list)), ""}}
 }
 
 // checkNATS opens a connection to NATS's port and reads its greeting. That is

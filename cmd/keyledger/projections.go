@@ -6,13 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/url"
-	"slices"
-	"strings"
+	"strconv"
 
 	"github.com/spf13/cobra"
+
+	"github.com/keyledger/keyledger/events"
 )
 
 func (a *app) projectionsCommand() *cobra.Command {
@@ -31,9 +31,47 @@ func (a *app) projectionsStatusCommand() *cobra.Command {
 			if a.asJSON {
 				return a.printJSON(body)
 			}
-			return a.printFigures(members)
+			list, err := decodeAll[projectionView](members)
+			if err != nil {
+				return err
+			}
+			rows := make([][]string, len(list))
+			for i, p := range list {
+				rows[i] = []string{
+					p.Name, p.Stream, orDash(p.State), strconv.FormatUint(p.Position, 10), strconv.FormatUint(p.Head, 10),
+					strconv.FormatUint(p.Lag, 10), a.when(p.moved()), strconv.FormatInt(p.Rebuilds, 10), orDash(p.Error),
+				}
+			}
+			return a.rows([]string{"Projection", "Stream", "State", "Position", "Head", "Lag", "Moved", "Rebuilds", "Error"}, rows)
 		},
 	}
+}
+
+// projectionView is how one projection is doing.
+type projectionView struct {
+	Name     string      `json:"name"`
+	Stream   string      `json:"stream"`
+	State    string      `json:"state"`
+	Position uint64      `json:"position"`
+	Head     uint64      `json:"head"`
+	Lag      uint64      `json:"lag"` // messages
+	Error    string      `json:"error"`
+	MovedAt  events.Time `json:"moved_at"`
+	Rebuilds int64       `json:"rebuilds"`
+}
+
+// moved is when the position last moved; a time before 1970 is Go's zero time.
+func (p projectionView) moved() events.Time { return max(p.MovedAt, 0) }
+
+// rebuiltView is how a projection compares with its rebuild at one position.
+type rebuiltView struct {
+	Name        string `json:"name"`
+	Sequence    uint64 `json:"sequence"`
+	Rows        int64  `json:"rows"`
+	LiveHash    string `json:"live_hash"`
+	RebuiltHash string `json:"rebuilt_hash"`
+	Differences int64  `json:"differences"` // rows
+	Switched    bool   `json:"switched"`
 }
 
 func (a *app) projectionsRebuildCommand() *cobra.Command {
@@ -43,7 +81,7 @@ func (a *app) projectionsRebuildCommand() *cobra.Command {
 row hash, and switch. The live one answers until then.`,
 		ValidArgsFunction: a.completeProjection,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.rebuild(cmd, args[0], nil)
+			return a.rebuild(cmd, args[0], "rebuild")
 		},
 	}
 	return cmd
@@ -56,7 +94,7 @@ func (a *app) projectionsCompareCommand() *cobra.Command {
 hash, and throw it away. A difference ends with exit code 1.`,
 		ValidArgsFunction: a.completeProjection,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.rebuild(cmd, args[0], url.Values{"compare_only": {"true"}})
+			return a.rebuild(cmd, args[0], "compare")
 		},
 	}
 }
@@ -71,15 +109,15 @@ func (a *app) completeProjection(cmd *cobra.Command, args []string, _ string) ([
 	return propose(a, cmd, path("projections"), "projections", nil, func(n named) (string, string) { return n.Name, "" })
 }
 
-// rebuild follows a rebuild: lines of {done, total}, and a last one with the
+// rebuild follows a rebuild, or a comparison with one: lines of {done, total}, and a last one with the
 // result or with the problem that ended it.
-func (a *app) rebuild(cmd *cobra.Command, name string, q url.Values) error {
+func (a *app) rebuild(cmd *cobra.Command, name, what string) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
 	resp, err := c.open(cmd.Context(), call{
-		method: http.MethodPost, path: path("projections", name, "rebuild"), query: q,
+		method: http.MethodPost, path: path("projections", name, what),
 		header: http.Header{"Accept": {"application/x-ndjson"}},
 	})
 	if err != nil {
@@ -116,7 +154,7 @@ func (a *app) rebuild(cmd *cobra.Command, name string, q url.Values) error {
 			if cmd.Context().Err() != nil {
 				return cmd.Context().Err()
 			}
-			return fmt.Errorf("the rebuild's answer ended before its result: %w", &unreachable{c.target.URL, c.target.urlFrom, true, "", err})
+			return fmt.Errorf("the answer ended before its result: %w", &unreachable{c.target.URL, c.target.urlFrom, true, "", err})
 		}
 	}
 }
@@ -135,23 +173,24 @@ func streamProblem(raw json.RawMessage) error {
 	return p
 }
 
-// printRebuilt prints the result. One that says equal: false is a failure.
+// printRebuilt prints the result. Differences that stay are a failure; a
+// rebuild puts an end to them.
 func (a *app) printRebuilt(line, result json.RawMessage) error {
-	var members map[string]json.RawMessage
-	if json.Unmarshal(result, &members) != nil {
-		members = map[string]json.RawMessage{"result": result}
+	var v rebuiltView
+	if err := (&answer{body: result}).decode(&v); err != nil {
+		return err
 	}
 	var err error
 	if a.asJSON {
 		err = a.printJSON(line)
 	} else {
-		var f [][2]string
-		for _, name := range slices.Sorted(maps.Keys(members)) {
-			f = append(f, [2]string{strings.ReplaceAll(name, "_", " "), a.figure(members[name])})
-		}
-		err = a.fields(f)
+		err = a.fields([][2]string{
+			{"projection", v.Name}, {"sequence", strconv.FormatUint(v.Sequence, 10)}, {"rows", strconv.FormatInt(v.Rows, 10)},
+			{"live hash", v.LiveHash}, {"rebuilt hash", v.RebuiltHash},
+			{"differences", strconv.FormatInt(v.Differences, 10)}, {"switched", strconv.FormatBool(v.Switched)},
+		})
 	}
-	if err == nil && string(members["equal"]) == "false" {
+	if err == nil && v.Differences > 0 && !v.Switched {
 		return quietly(exitFailed)
 	}
 	return err

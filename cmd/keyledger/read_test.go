@@ -90,15 +90,15 @@ func FuzzReadEvents(f *testing.F) {
 func TestProjectionsRebuild(t *testing.T) {
 	var answer string
 	s := newService(t, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, answer) })
-	answer = "{\"done\":0,\"total\":20}\n{\"done\":1,\"total\":20}\n{\"done\":20,\"total\":20}\n{\"result\":{\"name\":\"keys_v1\",\"equal\":true,\"rows\":7}}\n"
+	answer = "{\"done\":0,\"total\":20}\n{\"done\":1,\"total\":20}\n{\"done\":20,\"total\":20}\n{\"result\":{\"name\":\"keys_v1\",\"sequence\":20,\"rows\":7,\"live_hash\":\"aa\",\"rebuilt_hash\":\"aa\",\"differences\":0,\"switched\":true}}\n"
 	r := invoke(t, "", "projections", "rebuild", "keys_v1").want(t, 0)
-	if r.stdout != "equal\ttrue\nname\tkeys_v1\nrows\t7\n" || r.stderr != "keys_v1: 0 of 20\nkeys_v1: 20 of 20\n" {
+	if r.stdout != "projection\tkeys_v1\nsequence\t20\nrows\t7\nlive hash\taa\nrebuilt hash\taa\ndifferences\t0\nswitched\ttrue\n" || r.stderr != "keys_v1: 0 of 20\nkeys_v1: 20 of 20\n" {
 		t.Errorf("stdout %q stderr %q", r.stdout, r.stderr)
 	}
 	if q := s.only(t); q.method != "POST" || q.target != "/v1/projections/keys_v1/rebuild" {
 		t.Errorf("asked %s %s", q.method, q.target)
 	}
-	answer = "{\"result\":{\"equal\":false}}\n"
+	answer = "{\"result\":{\"differences\":2,\"switched\":false}}\n"
 	invoke(t, "", "projections", "compare", "keys_v1", "--json").want(t, exitFailed)
 	answer = "{\"done\":1,\"total\":20}\n{\"error\":{\"status\":409,\"code\":\"REBUILDING\",\"detail\":\"Another rebuild is running.\"}}\n"
 	contains(t, "stderr", invoke(t, "", "projections", "rebuild", "keys_v1").want(t, exitConflict).stderr, "Another rebuild is running.")
@@ -110,7 +110,7 @@ func TestProjectionsRebuild(t *testing.T) {
 // The bar of a terminal ends whole.
 func TestProgressBar(t *testing.T) {
 	newService(t, func(w http.ResponseWriter, _ *http.Request) {
-		io.WriteString(w, "{\"done\":10,\"total\":20}\n{\"result\":{\"equal\":true}}\n")
+		io.WriteString(w, "{\"done\":10,\"total\":20}\n{\"result\":{\"switched\":true}}\n")
 	})
 	r := invokeApp(t, "", func(a *app) { a.errTTY = true }, "projections", "rebuild", "keys_v1").want(t, 0)
 	contains(t, "stderr", r.stderr, "keys_v1", "done!")
@@ -118,13 +118,13 @@ func TestProgressBar(t *testing.T) {
 
 func TestProjectionsStatus(t *testing.T) {
 	newService(t, func(w http.ResponseWriter, _ *http.Request) {
-		answerJSON(w, 200, `{"projections":[{"name":"keys_v1","position":12,"lag":0,"applied_at":"2026-01-18T11:59:59.000Z"}]}`)
+		answerJSON(w, 200, `{"projections":[{"name":"keys_v1","stream":"LEDGER","state":"live","position":12,"head":13,"lag":1,"error":"","moved_at":"2026-01-18T11:59:59.000Z","rebuilds":0}]}`)
 	})
-	if r := invoke(t, "", "projections", "status").want(t, 0); r.stdout != "keys_v1\t2026-01-18T11:59:59.000Z\t0\t12\n" {
+	if r := invoke(t, "", "projections", "status").want(t, 0); r.stdout != "keys_v1\tLEDGER\tlive\t12\t13\t1\t2026-01-18T11:59:59.000Z\t0\t-\n" {
 		t.Errorf("stdout %q", r.stdout)
 	}
 	r := invokeApp(t, "", func(a *app) { a.tty = true }, "projections", "status").want(t, 0)
-	contains(t, "stdout", r.stdout, "│ name ", "1s ago")
+	contains(t, "stdout", r.stdout, "│ Projection ", "1s ago")
 }
 
 // Colour is for terminals that want it.
@@ -271,14 +271,18 @@ func TestDoctor(t *testing.T) {
 		case "/readyz":
 			answerJSON(w, 503, `{"ready":false,"checks":{"keyring":{"ok":false,"detail":"the ledger is still being read"},"postgres":{"ok":true}}}`)
 		default:
-			answerJSON(w, 200, `{"streams":{"LEDGER":9}}`)
+			answerJSON(w, 200, `{"streams":[{"stream":"LEDGER","head":9},{"stream":"USAGE","head":3,"doubt":"sequence 2 is missing"}],
+				"projections":[{"name":"keys_v1","state":"stopped","position":3,"head":9,"error":"the type is not known"},{"name":"usage_v1"}],
+				"verifiers":[{"node":"n1","sequence":9,"lag":0,"lost_ms":900},{"node":"n2","lost_ms":61000}]}`)
 		}
 	})
 	t.Setenv("KEYLEDGER_NATS_URL", "nats://127.0.0.1:1")
 	r := invoke(t, "", "doctor").want(t, exitFailed)
 	contains(t, "stdout", r.stdout,
 		"ok\troot key\tfrom KEYLEDGER_TOKEN\n", "ok\tapi\t"+s.URL, "warn\tclock\tthis machine is 2m0s off",
-		"fail\tready\tkeyring: the ledger is still being read\t", `ok	status	the root key is accepted; streams {"LEDGER":9}`, "fail\tnats\t")
+		"fail\tready\tkeyring: the ledger is still being read\t", "ok\tstatus\tthe root key is accepted\n",
+		"fail\tstreams\tLEDGER 9, USAGE 3 in doubt: sequence 2 is missing\t", "ok\tverifier\tn1 has applied everything\n",
+		"warn\tverifier\tn2 has had no news of the ledger for 61 s\t", "fail\tprojection\tkeys_v1 is stopped at 3 of 9: the type is not known\t", "fail\tnats\t")
 }
 
 // NATS is known by its greeting.

@@ -56,7 +56,7 @@ func (a *app) usageCommand() *cobra.Command {
 // figureOrder is the order in which people read figures. What is not in it
 // follows, by name.
 var figureOrder = []string{
-	"name", "projection", "table", "time", "bucket", "at", "keyspace", "owner", "key", "endpoint", "method", "status", "code", "ip",
+	"time", "keyspace", "owner", "key", "endpoint", "method", "status", "code", "ip",
 	"requests", "successes", "errors", "unknown", "denied", "rate_limited",
 	"average_ms", "p50_ms", "p95_ms", "p99_ms", "cost_micros",
 }

@@ -142,7 +142,7 @@ func (a *app) printDecisionFields(d decisionView) error {
 	for _, l := range d.Limits {
 		f = append(f, [2]string{"limit " + l.Window, fmt.Sprintf("%d of %d left, until %s", l.Remaining, l.Limit, a.momentText(l.Reset))})
 	}
-	if s := string(d.RetryAfter); s != "" && s != "null" {
+	if s := string(d.RetryAfter); s != "" && s != "null" && s != "0" {
 		f = append(f, [2]string{"retry after", s + " s"})
 	}
 	if !d.Valid {
