@@ -282,6 +282,12 @@ func TestListShowsOwnChange(t *testing.T) {
 	if len(all) != 3 || all[1].header.Get("Min-Sequence") != "42" || all[2].header.Get("Min-Sequence") != "" {
 		t.Errorf("asked %v", all)
 	}
+	// Figures follow another stream, whose sequences are others.
+	s.seen = nil
+	invoke(t, "", "usage").want(t, exitFailed) // the answer has no usage
+	if got := s.only(t).header.Get("Min-Sequence"); got != "" {
+		t.Errorf("Min-Sequence %s for figures", got)
+	}
 	// What the caller asks for is not softened.
 	invoke(t, "", "keys", "list", "--min-sequence", "42").want(t, exitFailed)
 }

@@ -14,7 +14,6 @@ import (
 
 func (a *app) usageCommand() *cobra.Command {
 	var keyspace, owner, key, from, to, bucket, by string
-	var rf readFlags
 	cmd := &cobra.Command{
 		Use: "usage", Short: "Show what was done with keys, in figures", Args: takes(),
 		Example: `  keyledger usage --keyspace promptick --from 24h --bucket hour
@@ -28,7 +27,7 @@ func (a *app) usageCommand() *cobra.Command {
 				return err
 			}
 			q := set(url.Values{}, "keyspace", keyspace, "owner", owner, "key", key, "from", from, "to", to, "bucket", bucket, "by", by)
-			members, _, body, err := a.pages(cmd, path("analytics", "usage"), "usage", "cursor", q, rf.header(), true)
+			members, _, body, err := a.pages(cmd, path("analytics", "usage"), "usage", "cursor", q, nil, true)
 			if err != nil {
 				return err
 			}
@@ -46,7 +45,6 @@ func (a *app) usageCommand() *cobra.Command {
 	f.StringVar(&to, "to", "", "before this time, date or distance")
 	f.StringVar(&bucket, "bucket", "", "minute, hour or day")
 	f.StringVar(&by, "by", "", "endpoint, status, code, key, owner or ip; several with commas")
-	rf.add(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("bucket", cobra.FixedCompletions([]string{"minute", "hour", "day"}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("by", cobra.FixedCompletions([]string{"endpoint", "status", "code", "key", "owner", "ip"}, cobra.ShellCompDirectiveNoFileComp))
 	a.completeFlags(cmd)
