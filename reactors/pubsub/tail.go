@@ -38,8 +38,8 @@ func (e *GapError) Error() string {
 // gaps, waking when a message is stored. No position is kept on the server.
 //
 // A lost connection, a restarted server or a lost message is made good by
-// reading on from the last message delivered. Only a [*GapError] or a stream
-// that does not exist at the start end it with an error; the end of ctx ends it
+// reading on from the last message delivered. Only a [*GapError] and a stream or
+// filter that the server refuses end it with an error; the end of ctx ends it
 // without one.
 func Tail(ctx context.Context, nc *nats.Conn, stream string, o TailOptions) iter.Seq2[jetstream.Msg, error] {
 	return func(yield func(jetstream.Msg, error) bool) {
@@ -55,7 +55,7 @@ func Tail(ctx context.Context, nc *nats.Conn, stream string, o TailOptions) iter
 			if done || ctx.Err() != nil {
 				return
 			}
-			if _, gap := errors.AsType[*GapError](err); gap || errors.Is(err, jetstream.ErrStreamNotFound) {
+			if fatal(err) {
 				yield(nil, err)
 				return
 			}
@@ -70,6 +70,16 @@ func Tail(ctx context.Context, nc *nats.Conn, stream string, o TailOptions) iter
 			}
 		}
 	}
+}
+
+// fatal is for what reading again cannot mend: a gap, or a request the server
+// will never grant, such as of a stream that is not there.
+func fatal(err error) bool {
+	if _, gap := errors.AsType[*GapError](err); gap {
+		return true
+	}
+	refused, ok := errors.AsType[jetstream.JetStreamError](err)
+	return ok && refused.APIError() != nil && refused.APIError().Code < 500
 }
 
 type tail struct {
