@@ -31,8 +31,11 @@ import (
 	"github.com/keyledger/keyledger/commands"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/keyring"
 	"github.com/keyledger/keyledger/queries"
+	"github.com/keyledger/keyledger/verify"
 )
 
 // Deps are what the API calls. Ring, Commands and Ledger are always needed.
@@ -40,7 +43,15 @@ type Deps struct {
 	Commands *commands.Commands
 	Ring     *keyring.Ring
 	Ledger   *ledger.Ledger
-	Queries  *queries.Queries // nil: there are no read models
+	Verifier *verify.Verifier
+	Recorder *verify.Recorder    // of the verifier; for /v1/status
+	Seal     *seal.Keys          // opens personal data for operators and auditors; nil: it stays sealed
+	Queries  *queries.Queries    // nil: there are no read models, and lists answer 503
+	Runner   *projections.Runner // likewise
+
+	// Durable makes POST /v1/verify wait until a use is on disk, and answer
+	// AUDIT_UNAVAILABLE where it cannot be.
+	Durable bool
 
 	Version string // of the program
 
@@ -105,7 +116,13 @@ func build(d Deps) *API {
 	a.keyspaces()
 	a.owners()
 	a.keys()
+	a.keyList()
+	a.imports()
 	a.rootKeys()
+	a.verification()
+	a.audit()
+	a.usage()
+	a.status()
 	return a
 }
 
@@ -163,7 +180,8 @@ type route struct {
 	body         int64         // the most bytes of its body; 0: maxBody
 	accepts      []string      // media types of its body; nil: application/json
 	bodyOptional bool
-	status       int // of success; 0: 200
+	absent       bool // what it asks for may not be there
+	status       int  // of success; 0: 200
 }
 
 func (rt *route) operation(a *API) huma.Operation {

@@ -45,6 +45,10 @@ func (a *API) config() huma.Config {
 				{Name: "Owners", Description: "The customers that keys belong to."},
 				{Name: "Keys", Description: "Credentials and their lifecycle."},
 				{Name: "Root keys", Description: "Keys for keyledger itself."},
+				{Name: "Verification", Description: "Decisions about requests, and their outcomes."},
+				{Name: "Audit", Description: "The log of everything that happened."},
+				{Name: "Usage", Description: "What was done with keys, in figures."},
+				{Name: "Operation", Description: "How the service is doing."},
 			},
 			Components: &huma.Components{
 				Schemas: registry,
@@ -117,7 +121,7 @@ func problemsOf(rt *route) []int {
 	if rt.action != "" {
 		list = append(list, http.StatusUnauthorized, http.StatusForbidden)
 	}
-	if rt.command || rt.action == domain.KeysRead || rt.action == domain.OwnersRead || rt.action == domain.KeyspacesRead {
+	if rt.command || rt.absent || rt.action == domain.KeysRead || rt.action == domain.OwnersRead || rt.action == domain.KeyspacesRead {
 		list = append(list, http.StatusNotFound)
 	}
 	if rt.command {

@@ -34,7 +34,7 @@ type Problem struct {
 
 // Detail is one thing that is wrong with an input.
 type Detail struct {
-	Path    string `json:"path" doc:"Where it is: a field of the body, or query., header. or path. and a name; empty for the whole input." example:"limits.minute"`
+	Path    string `json:"path" doc:"Where it is: a field of the body or a parameter; header. and a name; empty for the whole input." example:"limits.minute"`
 	Line    int    `json:"line,omitempty" doc:"Line of a keyspace document, from 1." example:"12"`
 	Message string `json:"message" doc:"What is wrong." example:"is not a number of requests"`
 	Fix     string `json:"fix" doc:"What to write instead." example:"a whole number from 1 to 9007199254740992, or null for no limit"`
@@ -185,11 +185,21 @@ func humaProblem(status int, detail string, errs []error) *Problem {
 		if !ok {
 			continue
 		}
-		path := strings.TrimPrefix(strings.TrimPrefix(d.Location, "body"), ".")
+		path := place(d.Location)
 		message, fix := word(d.Message, path)
 		p.Errors = append(p.Errors, Detail{Path: path, Message: message, Fix: fix})
 	}
 	return p
+}
+
+// place is where huma says that something is, as in the contract's examples.
+func place(location string) string {
+	for _, in := range []string{"body.", "query.", "path."} {
+		if path, ok := strings.CutPrefix(location, in); ok {
+			return path
+		}
+	}
+	return strings.TrimPrefix(location, "body")
 }
 
 var required = regexp.MustCompile(`^expected required property (.+) to be present$`)

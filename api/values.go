@@ -93,7 +93,7 @@ func strictBool(r *http.Request, name string) (bool, error) {
 	case len(values) == 1 && values[0] == "true":
 		return true, nil
 	}
-	return false, unprocessable(Detail{Path: "query." + name, Message: "is not true or false", Fix: "true or false, once"})
+	return false, unprocessable(Detail{Path: name, Message: "is not true or false", Fix: "true or false, once"})
 }
 
 // writeCursor makes a place in a list opaque: it may change with any release,
@@ -115,5 +115,5 @@ func readCursor(list, cursor string) (after string, err error) {
 }
 
 func badCursor() *Problem {
-	return unprocessable(Detail{Path: "query.cursor", Message: "is not a cursor of this list", Fix: "the next_cursor as it was answered, with the same filters"})
+	return unprocessable(Detail{Path: "cursor", Message: "is not a cursor of this list", Fix: "the next_cursor as it was answered, with the same filters"})
 }

@@ -1,0 +1,332 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/queries"
+)
+
+// AuditEvents are a page of the audit log.
+type AuditEvents struct {
+	Events     []AuditEvent `json:"events" nullable:"false"`
+	NextCursor *string      `json:"next_cursor" doc:"Where the next page begins; null: everything up to now was looked at."`
+	EndCursor  string       `json:"end_cursor" doc:"Behind everything that was looked at: ask again from here later."`
+}
+
+// AuditEvent is an event with its place.
+type AuditEvent struct {
+	ID         string       `json:"id" example:"evt_019bd0c5-6a00-7b5c-9d0e-2f6f3a1b4c5d"`
+	Type       string       `json:"type" example:"key.revoked"`
+	Version    int          `json:"version" example:"1"`
+	Time       events.Time  `json:"time"`
+	Keyspace   string       `json:"keyspace"`
+	Owner      string       `json:"owner"`
+	Key        string       `json:"key"`
+	KeyVersion uint64       `json:"key_version"`
+	Actor      events.Actor `json:"actor"`
+	Via        string       `json:"via"`
+	RequestID  string       `json:"request_id"`
+	Command    string       `json:"command"`
+	Data       any          `json:"data" doc:"By type and version; see the JSON Schemas of events."`
+	Stream     string       `json:"stream" example:"LEDGER"`
+	Sequence   uint64       `json:"sequence"`
+	Line       int          `json:"line"`
+}
+
+func (a *API) audit() {
+	params := []*huma.Param{
+		queryParam("keyspace", "Of this keyspace.", &huma.Schema{Type: "string"}),
+		queryParam("owner", "Of this owner.", &huma.Schema{Type: "string"}),
+		queryParam("key", "Of this key.", &huma.Schema{Type: "string"}),
+		queryParam("type", "Of this type; several with commas.", &huma.Schema{Type: "string", Examples: []any{"key.revoked"}}),
+		queryParam("actor", "Caused by this actor: its id, or type:id.", &huma.Schema{Type: "string"}),
+	}
+	times := []*huma.Param{
+		queryParam("from", "From this time on.", &huma.Schema{Type: "string", Format: "date-time"}),
+		queryParam("to", "Before this time.", &huma.Schema{Type: "string", Format: "date-time"}),
+		queryParam("limit", "At most this many in a page.", &huma.Schema{Type: "integer", Minimum: new(1.0), Maximum: new(float64(queries.MaxLimit)), Default: queries.DefaultLimit}),
+	}
+	after := queryParam("after", "Go on behind this cursor.", &huma.Schema{Type: "string"})
+	page := a.answer("A page; or everything, as NDJSON or CSV.", a.schema(AuditEvents{}))
+	page.Content["application/x-ndjson"] = &huma.MediaType{Schema: a.schema(AuditEvent{})}
+	page.Content["text/csv"] = &huma.MediaType{Schema: &huma.Schema{Type: "string"}}
+	a.stream(route{
+		Operation: huma.Operation{
+			OperationID: "audit-events", Method: http.MethodGet, Path: "/v1/audit/events", Tags: []string{"Audit"},
+			Summary:     "Read the audit log",
+			Description: "Events from the streams themselves, oldest first. Personal data is opened for operators and auditors. Accept: application/x-ndjson or text/csv answers everything that matches; cells of CSV never begin a formula. An export that cannot be finished ends with a broken connection, never as if it were whole. That the log was read is itself recorded.",
+			Parameters:  slices.Concat(params, times, []*huma.Param{after}),
+			Responses:   map[string]*huma.Response{"200": page},
+		},
+		action: domain.AuditRead, absent: true,
+	}, a.auditEvents)
+	a.stream(route{
+		Operation: huma.Operation{
+			OperationID: "audit-tail", Method: http.MethodGet, Path: "/v1/audit/tail", Tags: []string{"Audit"},
+			Summary:     "Follow the audit log",
+			Description: "Server-Sent Events from now on, or from behind Last-Event-ID or after: the data of each is one event with its place.",
+			Parameters:  slices.Concat(params, []*huma.Param{after, headerParam("Last-Event-ID", "Go on behind the event with this id.", &huma.Schema{Type: "string"})}),
+			Responses: map[string]*huma.Response{"200": {Description: "Events as they happen.",
+				Content: map[string]*huma.MediaType{"text/event-stream": {Schema: &huma.Schema{Type: "string"}}}}},
+		},
+		action: domain.AuditRead, absent: true,
+	}, a.auditTail)
+}
+
+var auditParams = []string{"keyspace", "owner", "key", "type", "actor", "from", "to", "limit", "after"}
+
+// auditFilter reads the query of an audit call.
+func (a *API) auditFilter(r *http.Request, allowed []string) (f queries.AuditFilter, asked map[string]string, err error) {
+	values, parseErr := url.ParseQuery(r.URL.RawQuery)
+	if parseErr != nil {
+		return f, nil, problem(http.StatusBadRequest, "UNREADABLE", "The query cannot be read: escape it as RFC 3986 says.")
+	}
+	asked = map[string]string{}
+	var wrong []Detail
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		switch v := values[name]; {
+		case !slices.Contains(allowed, name):
+			wrong = append(wrong, Detail{Path: shown(name), Message: "is not a parameter of this call", Fix: "leave it out, or correct its name"})
+		case len(v) > 1:
+			wrong = append(wrong, Detail{Path: name, Message: "is there twice", Fix: "send it once"})
+		case v[0] != "":
+			asked[name] = v[0]
+		}
+	}
+	moment := func(name string) (at events.Time) {
+		if s, ok := asked[name]; ok {
+			t, err := time.Parse(time.RFC3339Nano, s)
+			if err != nil {
+				wrong = append(wrong, Detail{Path: name, Message: "is not a time", Fix: "RFC 3339, such as 2026-01-18T12:00:00.000Z"})
+			}
+			at = events.At(t)
+		}
+		return at
+	}
+	f = queries.AuditFilter{Keyspace: asked["keyspace"], Owner: asked["owner"], Key: asked["key"], Actor: asked["actor"],
+		From: moment("from"), To: moment("to"), After: asked["after"]}
+	if s := asked["type"]; s != "" {
+		f.Types = strings.Split(s, ",")
+	}
+	if s, ok := asked["limit"]; ok {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 || n > queries.MaxLimit {
+			wrong = append(wrong, Detail{Path: "limit", Message: "is not a page size", Fix: fmt.Sprintf("1 to %d", queries.MaxLimit)})
+		}
+		f.Limit = n
+	}
+	if len(wrong) > 0 {
+		return f, nil, unprocessable(wrong...)
+	}
+	err = a.within(r.Context(), &f.Keyspace, &f.Owner, &f.Key, callOf(r.Context()).authority.Reach == nil)
+	return f, asked, err
+}
+
+// opener opens personal data for whoever may see it.
+func (a *API) opener(c *call) queries.Opener {
+	if a.Seal != nil && (c.authority.Role == domain.Operator || c.authority.Role == domain.Auditor) {
+		return a.Seal
+	}
+	return nil
+}
+
+func (a *API) auditEvents(w http.ResponseWriter, r *http.Request, c *call) error {
+	f, asked, err := a.auditFilter(r, auditParams)
+	if err != nil {
+		return err
+	}
+	log := queries.NewAudit(a.Ledger)
+	switch kind := exportType(r.Header.Get("Accept")); kind {
+	case "":
+	default:
+		return a.export(w, r, kind, log.All(r.Context(), f, a.opener(c)), asked)
+	}
+	page, err := log.Events(r.Context(), f, a.opener(c))
+	if err != nil {
+		return err
+	}
+	if err := a.read(r.Context(), "events", asked, len(page.Events)); err != nil {
+		return err
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	writeJSON(w, http.StatusOK, "application/json", struct {
+		Events     []queries.AuditEvent `json:"events"`
+		NextCursor *string              `json:"next_cursor"`
+		EndCursor  string               `json:"end_cursor"`
+	}{page.Events, more(page.NextCursor), page.End})
+	return nil
+}
+
+// exportType is what of NDJSON and CSV an Accept header asks for first.
+func exportType(accept string) string {
+	for part := range strings.SplitSeq(accept, ",") {
+		kind, _, _ := strings.Cut(part, ";")
+		switch strings.ToLower(strings.TrimSpace(kind)) {
+		case "application/x-ndjson", "application/ndjson":
+			return "application/x-ndjson"
+		case "text/csv":
+			return "text/csv"
+		case "application/json", "*/*":
+			return ""
+		}
+	}
+	return ""
+}
+
+// export answers everything. What is wrong before the first event is a problem;
+// after that only a cut connection can say that the rest is missing.
+func (a *API) export(w http.ResponseWriter, r *http.Request, kind string, list iter.Seq2[queries.AuditEvent, error], asked map[string]string) error {
+	next, stop := iter.Pull2(list)
+	defer stop()
+	first, err, ok := next()
+	if ok && err != nil {
+		return err
+	}
+	n := 0
+	counted := func(yield func(queries.AuditEvent, error) bool) {
+		for e, err := first, err; ok; e, err, ok = next() {
+			if err == nil {
+				n++
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Cache-Control", "no-store")
+	if kind == "text/csv" {
+		w.Header().Set("Content-Type", "text/csv; charset=utf-8; header=present")
+		err = queries.WriteCSV(w, counted)
+	} else {
+		err = writeLines(w, counted)
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), recordTime)
+	defer cancel()
+	if err := errors.Join(err, a.read(ctx, "export", asked, n)); err != nil {
+		a.Log.LogAttrs(ctx, slog.LevelError, "export not finished", slog.String("request_id", callOf(r.Context()).requestID), slog.Any("error", err))
+		panic(http.ErrAbortHandler)
+	}
+	return nil
+}
+
+func writeLines(w http.ResponseWriter, list iter.Seq2[queries.AuditEvent, error]) error {
+	for e, err := range list {
+		if err != nil {
+			return err
+		}
+		line, err := e.MarshalJSON()
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(append(line, '\n')); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const recordTime = 5 * time.Second
+
+// read records that somebody read the log.
+func (a *API) read(ctx context.Context, what string, asked map[string]string, count int) error {
+	c := callOf(ctx)
+	e := events.New(events.AuditRead{What: what, Filter: asked, Count: int64(count)}, a.Now())
+	e.Keyspace, e.Owner, e.Key = asked["keyspace"], asked["owner"], asked["key"]
+	if reach := c.authority.Reach; reach != nil {
+		e.Keyspace, e.Owner = reach.Keyspace, reach.Owner
+	}
+	e.Actor, e.Via, e.RequestID = c.authority.Actor, "api", c.requestID
+	_, err := a.Ledger.AppendOps(ctx, e)
+	return err
+}
+
+// keepAlive is how often a silent tail says that it is still there.
+const keepAlive = 15 * time.Second
+
+func (a *API) auditTail(w http.ResponseWriter, r *http.Request, c *call) error {
+	f, asked, err := a.auditFilter(r, []string{"keyspace", "owner", "key", "type", "actor", "after"})
+	if err != nil {
+		return err
+	}
+	if id := r.Header.Get("Last-Event-ID"); id != "" {
+		f.After = id
+	}
+	log := queries.NewAudit(a.Ledger)
+	if f.After == "" {
+		if f.After, err = log.Now(r.Context()); err != nil {
+			return err
+		}
+	} else if _, err := log.Events(r.Context(), queries.AuditFilter{After: f.After, Keyspace: f.Keyspace, Owner: f.Owner, Key: f.Key, Types: f.Types, Limit: 1}, nil); err != nil {
+		return err // a forged cursor, before the answer has begun
+	}
+	if err := a.read(r.Context(), "tail", asked, 0); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(r.Context())
+	defer stop()
+	h := w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
+	flush := http.NewResponseController(w)
+	var mu sync.Mutex // guards w, which the tail and its sign of life write to
+	send := func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		if _, err := fmt.Fprintf(w, format, args...); err != nil || flush.Flush() != nil {
+			stop()
+		}
+	}
+	// An id without data makes a client resume here although nothing has happened.
+	send("id: %s\n\n", f.After)
+	var alive sync.WaitGroup
+	defer alive.Wait()
+	defer stop()
+	alive.Go(func() {
+		t := time.NewTicker(keepAlive)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-t.C:
+				send(": still here\n\n")
+			}
+		}
+	})
+	for e, err := range log.Tail(ctx, f, a.opener(c)) {
+		if err != nil {
+			if ctx.Err() == nil {
+				a.Log.LogAttrs(ctx, slog.LevelError, "tail ended", slog.String("request_id", c.requestID), slog.Any("error", err))
+			}
+			return nil
+		}
+		data, err := json.Marshal(e)
+		if err != nil {
+			return nil
+		}
+		send("id: %s\ndata: %s\n\n", e.Cursor, data)
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+	return nil
+}

@@ -1,0 +1,244 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/projections"
+	"github.com/keyledger/keyledger/queries"
+)
+
+// listTime is how long a list waits for PostgreSQL.
+const listTime = 10 * time.Second
+
+// readModel runs a query. Where PostgreSQL is away the answer says so and when
+// to ask again.
+func (a *API) readModel(ctx context.Context, projection string, read func(context.Context, *queries.Queries) error) error {
+	if a.Queries == nil || a.Runner == nil {
+		return unavailable("READ_MODELS_UNAVAILABLE", "This program has no PostgreSQL, which lists and figures come from.", 30)
+	}
+	if err := a.await(ctx, func(ctx context.Context, n uint64) error { return a.Runner.Wait(ctx, projection, n) }); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	err := read(ctx, a.Queries)
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*domain.Refusal](err); ok {
+		return err
+	}
+	if _, ok := errors.AsType[*Problem](err); ok {
+		return err
+	}
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && !away[pg.Code[:2]] {
+		return err // it answered, and something of ours is wrong
+	}
+	return &readModelError{unavailable("READ_MODELS_UNAVAILABLE", "PostgreSQL, which lists and figures come from, cannot be reached. Single keys, verification and commands go on without it.", 2), err}
+}
+
+// away are the classes of errors in which PostgreSQL cannot do its work at the
+// moment (PostgreSQL documentation, appendix A): connection, resources,
+// operator intervention, system.
+var away = map[string]bool{"08": true, "53": true, "57": true, "58": true}
+
+// readModelError keeps the cause for the log.
+type readModelError struct {
+	*Problem
+	cause error
+}
+
+func (e *readModelError) Error() string { return e.cause.Error() }
+func (e *readModelError) Unwrap() error { return e.Problem }
+
+// within narrows a filter to what the caller may see. A keyspace, owner or key
+// that is not theirs to see is the same 404 as one that is absent.
+func (a *API) within(ctx context.Context, keyspace, owner, key *string, root bool) error {
+	authority := callOf(ctx).authority
+	if reach := authority.Reach; reach != nil {
+		if *keyspace != "" && *keyspace != reach.Keyspace {
+			return domain.KeyspaceNotFound()
+		}
+		if *owner != "" && *owner != reach.Owner {
+			return domain.OwnerNotFound()
+		}
+		*keyspace, *owner = reach.Keyspace, reach.Owner
+	}
+	switch {
+	case *keyspace == events.RootKeyspace && root:
+	case *keyspace == "":
+	default:
+		if _, err := a.keyspace(ctx, *keyspace); err != nil {
+			return err
+		}
+		if *owner != "" && a.Ring.Owner(*keyspace, *owner) == nil {
+			return domain.OwnerNotFound()
+		}
+	}
+	if key == nil || *key == "" {
+		return nil
+	}
+	k := a.Ring.Key(*key)
+	if k == nil || !authority.Reaches(k.Keyspace, k.Owner) && !(root && k.Keyspace == events.RootKeyspace) {
+		return domain.KeyNotFound()
+	}
+	// Three given ids make the audit log's cheapest question.
+	*keyspace, *owner = k.Keyspace, k.Owner
+	return nil
+}
+
+func (a *API) keyList() {
+	serve(a, route{
+		Operation: huma.Operation{
+			OperationID: "list-keys", Method: http.MethodGet, Path: "/v1/keys", Tags: []string{"Keys"},
+			Summary:     "List keys",
+			Description: "Keys, newest first, from the read models: own writes are there when Min-Sequence asks for them. Root keys are listed where keyspace is keyledger, to operators; deleted keys never are.",
+		},
+		action: domain.KeysRead, read: true,
+	}, a.listKeys)
+}
+
+type keyListInput struct {
+	Keyspace      string    `query:"keyspace" doc:"Of this keyspace." example:"parcelbird"`
+	Owner         string    `query:"owner" doc:"Of this owner."`
+	Status        string    `query:"status" doc:"active, expired or revoked." enum:"active,expired,revoked,rate_limited"`
+	Scope         string    `query:"scope" doc:"That have this scope."`
+	Resource      string    `query:"resource" doc:"That are bound to this resource."`
+	Environment   string    `query:"environment" doc:"Of this environment."`
+	Q             string    `query:"q" doc:"In the name, at the start of the id, or at either end of the shown characters."`
+	UnusedSince   time.Time `query:"unused_since" doc:"Not used since this time, and older than it."`
+	ExpiresBefore time.Time `query:"expires_before" doc:"That expire before this time."`
+	Limit         int       `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many in a page."`
+	Cursor        string    `query:"cursor" doc:"The next_cursor of the page before, with the same filters."`
+}
+
+// KeyPage is a page of keys.
+type KeyPage struct {
+	Keys       []Key   `json:"keys" nullable:"false"`
+	NextCursor *string `json:"next_cursor" doc:"Where the next page begins; null: this is the last."`
+}
+
+type keyPage struct{ Body KeyPage }
+
+func (a *API) listKeys(ctx context.Context, in *keyListInput) (*keyPage, error) {
+	root := callOf(ctx).authority.Role == domain.Operator
+	if err := a.within(ctx, &in.Keyspace, &in.Owner, nil, root); err != nil {
+		return nil, err
+	}
+	out := &keyPage{KeyPage{Keys: []Key{}}}
+	err := a.readModel(ctx, projections.Keys{}.Name(), func(ctx context.Context, q *queries.Queries) error {
+		keys, next, err := q.ListKeys(ctx, queries.KeyFilter{
+			Keyspace: in.Keyspace, Owner: in.Owner, Status: in.Status, Scope: in.Scope, Resource: in.Resource,
+			Environment: in.Environment, Q: in.Q, UnusedSince: events.At(in.UnusedSince), ExpiresBefore: events.At(in.ExpiresBefore),
+			Limit: in.Limit, Cursor: in.Cursor,
+		}, a.Now())
+		for _, k := range keys {
+			out.Body.Keys = append(out.Body.Keys, Key(k))
+		}
+		out.Body.NextCursor = more(next)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// more is a cursor on the wire: null where there is nothing more.
+func more(next string) *string {
+	if next == "" {
+		return nil
+	}
+	return &next
+}
+
+func (a *API) usage() {
+	serve(a, route{
+		Operation: huma.Operation{
+			OperationID: "usage", Method: http.MethodGet, Path: "/v1/analytics/usage", Tags: []string{"Usage"},
+			Summary:     "Usage in figures",
+			Description: "Requests, outcomes, latency and cost, per bucket of time and by whatever is named in by. Without from it begins 24 hours ago.",
+		},
+		action: domain.UsageRead, read: true,
+	}, a.getUsage)
+}
+
+type usageInput struct {
+	Keyspace string    `query:"keyspace" doc:"Of this keyspace."`
+	Owner    string    `query:"owner" doc:"Of this owner."`
+	Key      string    `query:"key" doc:"Of this key."`
+	From     time.Time `query:"from" doc:"From this time on, cut to the minute."`
+	To       time.Time `query:"to" doc:"Before this time."`
+	Bucket   string    `query:"bucket" enum:"minute,hour,day" doc:"Absent: the whole time as one."`
+	By       string    `query:"by" doc:"Any of keyspace, owner, key, endpoint, status and code, separated by commas." example:"endpoint,status"`
+}
+
+// UsageList are figures of usage.
+type UsageList struct {
+	Usage []Usage `json:"usage" nullable:"false"`
+}
+
+// Usage are the figures of one bucket and group.
+type Usage struct {
+	Time     events.Time `json:"time" doc:"Start of the bucket; null: the whole time."`
+	Keyspace *string     `json:"keyspace,omitempty"`
+	Owner    *string     `json:"owner,omitempty"`
+	Key      *string     `json:"key,omitempty"`
+	Endpoint *string     `json:"endpoint,omitempty" doc:"Path without its query."`
+	Method   *string     `json:"method,omitempty" doc:"Comes with endpoint."`
+	Status   *int        `json:"status,omitempty" doc:"0: not known, or refused."`
+	Code     *string     `json:"code,omitempty" doc:"The decision."`
+
+	Requests    int64    `json:"requests" doc:"Refused ones included."`
+	Successes   int64    `json:"successes" doc:"Admitted and answered below 400."`
+	Errors      int64    `json:"errors" doc:"Admitted and answered with 400 or above."`
+	Unknown     int64    `json:"unknown" doc:"Admitted; the outcome was not reported, or not yet."`
+	Denied      int64    `json:"denied" doc:"Refused for another reason than a limit."`
+	RateLimited int64    `json:"rate_limited" doc:"Refused by a limit."`
+	AverageMS   *float64 `json:"average_ms" doc:"Latency; null: none was measured."`
+	P50MS       *float64 `json:"p50_ms" doc:"Estimated from classes of latency."`
+	P95MS       *float64 `json:"p95_ms"`
+	P99MS       *float64 `json:"p99_ms"`
+	CostMicros  int64    `json:"cost_micros"`
+}
+
+type usageOutput struct{ Body UsageList }
+
+func (a *API) getUsage(ctx context.Context, in *usageInput) (*usageOutput, error) {
+	if err := a.within(ctx, &in.Keyspace, &in.Owner, &in.Key, false); err != nil {
+		return nil, err
+	}
+	f := queries.UsageFilter{Keyspace: in.Keyspace, Owner: in.Owner, Key: in.Key, From: events.At(in.From), To: events.At(in.To)}
+	if f.From == 0 {
+		end := a.Now()
+		if f.To != 0 {
+			end = f.To.Time()
+		}
+		f.From = events.At(end.Add(-24 * time.Hour))
+	}
+	var by []string
+	if in.By != "" {
+		by = strings.Split(in.By, ",")
+	}
+	out := &usageOutput{UsageList{Usage: []Usage{}}}
+	err := a.readModel(ctx, projections.Usage{}.Name(), func(ctx context.Context, q *queries.Queries) error {
+		rows, err := q.Usage(ctx, f, in.Bucket, by)
+		for _, r := range rows {
+			out.Body.Usage = append(out.Body.Usage, Usage(r))
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}

@@ -1,0 +1,227 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/projections"
+)
+
+// Status is how the service is doing.
+type Status struct {
+	Version     string             `json:"version"`
+	Time        events.Time        `json:"time"`
+	Streams     []StreamStatus     `json:"streams" nullable:"false"`
+	Projections []ProjectionStatus `json:"projections" nullable:"false" doc:"Empty where this program has no PostgreSQL."`
+	Verifiers   []VerifierStatus   `json:"verifiers" nullable:"false" doc:"Those that this node knows of."`
+}
+
+// StreamStatus is one stream.
+type StreamStatus struct {
+	Stream string `json:"stream" example:"LEDGER"`
+	Head   uint64 `json:"head" doc:"Its last sequence."`
+	Doubt  string `json:"doubt,omitempty" doc:"Why it is refused, where it is."`
+}
+
+// VerifierStatus is one verifier.
+type VerifierStatus struct {
+	Node     string `json:"node"`
+	Sequence uint64 `json:"sequence" doc:"The last fact of LEDGER that it has applied."`
+	Lag      uint64 `json:"lag" doc:"Facts that it has not applied yet."`
+	LostMS   int64  `json:"lost_ms" doc:"How long ago its state was last known to be complete; about a second while all is well."`
+	Held     int    `json:"held" doc:"Uses in memory that wait to be written."`
+}
+
+// ProjectionStatus is how far a read model is.
+type ProjectionStatus struct {
+	Name           string      `json:"name" example:"keys_v1"`
+	Stream         string      `json:"stream" example:"LEDGER"`
+	Position       uint64      `json:"position"`
+	Head           uint64      `json:"head"`
+	Lag            uint64      `json:"lag" doc:"Messages that it has not applied yet."`
+	State          string      `json:"state" enum:"starting,running,standby,waiting,stopped"`
+	Error          string      `json:"error" doc:"Why it waits or has stopped, and what to do."`
+	FailedSequence uint64      `json:"failed_sequence" doc:"The record that it cannot apply; 0: none."`
+	MovedAt        events.Time `json:"moved_at"`
+	Rebuilds       int64       `json:"rebuilds"`
+}
+
+// ProjectionList are the read models.
+type ProjectionList struct {
+	Projections []ProjectionStatus `json:"projections" nullable:"false"`
+}
+
+// Rebuilt is how a projection compares with its rebuild.
+type Rebuilt struct {
+	projections.RebuildResult
+	Equal bool `json:"equal"`
+}
+
+func (a *API) status() {
+	serve(a, route{
+		Operation: huma.Operation{
+			OperationID: "status", Method: http.MethodGet, Path: "/v1/status", Tags: []string{"Operation"},
+			Summary: "How the service is doing", Description: "Heads of the streams, positions and lag of the read models, and what verifiers have applied.",
+		},
+		action: domain.Operate,
+	}, a.getStatus)
+	serve(a, route{
+		Operation: huma.Operation{
+			OperationID: "list-projections", Method: http.MethodGet, Path: "/v1/projections", Tags: []string{"Operation"},
+			Summary: "How far the read models are", Description: "Position, lag and state of every projection.",
+		},
+		action: domain.Operate,
+	}, a.listProjections)
+	for _, kind := range []struct {
+		name, summary, text string
+		compare             bool
+	}{
+		{"rebuild", "Rebuild a read model", "Builds a projection from the first record beside the live one, compares both by row hash, and switches. The live one answers until then.", false},
+		{"compare", "Compare a read model with its rebuild", "Rebuilds a projection from the first record, compares it with the live one by row hash, and throws it away.", true},
+	} {
+		params := []*huma.Param{pathParam("name", "The projection's name.", "keys_v1")}
+		if !kind.compare {
+			params = append(params, queryParam("compare_only", "true: the same as compare.", &huma.Schema{Type: "boolean"}))
+		}
+		a.stream(route{
+			Operation: huma.Operation{
+				OperationID: kind.name + "-projection", Method: http.MethodPost, Path: "/v1/projections/{name}/" + kind.name, Tags: []string{"Operation"},
+				Summary: kind.summary, Description: kind.text + " Answers lines of {done, total} while it works, and at the end one with result, or with error, a problem document.",
+				Parameters: params,
+				Responses: map[string]*huma.Response{"200": {Description: "Progress, then the result.", Content: map[string]*huma.MediaType{
+					"application/x-ndjson": {Schema: a.schema(RebuildLine{})}}}},
+			},
+			action: domain.Operate, absent: true,
+		}, func(w http.ResponseWriter, r *http.Request, c *call) error { return a.rebuild(w, r, c, kind.compare) })
+	}
+}
+
+// RebuildLine is one line of a rebuild's answer.
+type RebuildLine struct {
+	Done   *uint64  `json:"done,omitempty" doc:"Messages read."`
+	Total  *uint64  `json:"total,omitempty" doc:"Messages to be read."`
+	Result *Rebuilt `json:"result,omitempty"`
+	Error  *Problem `json:"error,omitempty"`
+}
+
+// statusTime bounds what a status asks of others.
+const statusTime = 3 * time.Second
+
+type statusOutput struct{ Body Status }
+
+func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	s := Status{Version: a.Version, Time: events.At(a.Now()), Projections: []ProjectionStatus{}, Verifiers: []VerifierStatus{}}
+	heads := map[string]uint64{}
+	for _, name := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ} {
+		head, err := a.Ledger.Head(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		heads[name] = head
+		status := StreamStatus{Stream: name, Head: head}
+		if doubt := a.Ledger.Err(name); doubt != nil {
+			status.Doubt = doubt.Error()
+		}
+		s.Streams = append(s.Streams, status)
+	}
+	if a.Runner != nil {
+		list, err := a.projectionStatus(ctx)
+		if err != nil {
+			return nil, err
+		}
+		s.Projections = list
+	}
+	if a.Verifier != nil {
+		applied := a.Ring.Sequence()
+		v := VerifierStatus{Sequence: applied, LostMS: a.Verifier.Lost().Milliseconds(), Lag: max(heads[events.Ledger], applied) - applied}
+		if a.Recorder != nil {
+			v.Node, v.Held = a.Recorder.Node(), a.Recorder.Held()
+		}
+		s.Verifiers = append(s.Verifiers, v)
+	}
+	return &statusOutput{s}, nil
+}
+
+func (a *API) projectionStatus(ctx context.Context) ([]ProjectionStatus, error) {
+	found, err := a.Runner.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	list := []ProjectionStatus{}
+	for _, p := range found {
+		list = append(list, ProjectionStatus{p.Name, p.Stream, p.Position, p.Head, p.Lag, p.State, p.Error, p.FailedSequence, events.At(p.MovedAt), p.Rebuilds})
+	}
+	return list, nil
+}
+
+type projectionList struct{ Body ProjectionList }
+
+func (a *API) listProjections(ctx context.Context, _ *struct{}) (*projectionList, error) {
+	if a.Runner == nil {
+		return nil, unavailable("READ_MODELS_UNAVAILABLE", "This program has no PostgreSQL, and no read models.", 30)
+	}
+	ctx, cancel := context.WithTimeout(ctx, statusTime)
+	defer cancel()
+	list, err := a.projectionStatus(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &projectionList{ProjectionList{list}}, nil
+}
+
+func (a *API) rebuild(w http.ResponseWriter, r *http.Request, c *call, compare bool) error {
+	if a.Runner == nil {
+		return unavailable("READ_MODELS_UNAVAILABLE", "This program has no PostgreSQL, and no read models.", 30)
+	}
+	only, err := strictBool(r, "compare_only")
+	if err != nil {
+		return err
+	}
+	name := r.PathValue("name")
+	if !slices.Contains(a.Runner.Names(), name) {
+		return problem(http.StatusNotFound, "PROJECTION_NOT_FOUND", "There is no projection of this name: see GET /v1/projections.")
+	}
+	run := a.Runner.Rebuild
+	if compare || only {
+		run = a.Runner.Compare
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	w.Header().Set("Cache-Control", "no-store")
+	out := json.NewEncoder(w)
+	flush := http.NewResponseController(w)
+	send := func(l RebuildLine) {
+		_ = out.Encode(l)
+		_ = flush.Flush()
+	}
+	var told time.Time
+	result, err := run(r.Context(), name, func(done, total uint64) {
+		if now := time.Now(); done == total || now.Sub(told) > 100*time.Millisecond {
+			told = now
+			send(RebuildLine{Done: &done, Total: &total})
+		}
+	})
+	if err != nil {
+		p := a.answered(r.Context(), &rebuildError{err}).(*Problem)
+		send(RebuildLine{Error: p})
+		return nil
+	}
+	send(RebuildLine{Result: &Rebuilt{result, result.LiveHash == result.RebuiltHash}})
+	return nil
+}
+
+// rebuildError tells an operator the reason: it says what to do and holds nothing
+// that they may not see.
+type rebuildError struct{ error }
+
+func (e *rebuildError) Unwrap() error {
+	return problem(http.StatusInternalServerError, "REBUILD_FAILED", e.error.Error())
+}
