@@ -163,18 +163,18 @@ func (r *Recorder) recordFold(e events.Envelope) {
 // ids, the JSON and the sealing are made when the page is written. Text is copied,
 // so that a use which waits does not hold a whole request in memory.
 type pendingUse struct {
-	stamp     [16]byte
-	key       *domain.Key
-	document  int
-	sequence  uint64
-	time      time.Time
-	previous  bool
-	status    int
-	latency   time.Duration
-	cost      int64
-	via       string
-	text      []byte // request id, method, path, origin, IP and user agent, one after the other
-	ends      [6]int
+	stamp    [16]byte
+	key      *domain.Key
+	document int
+	sequence uint64
+	time     time.Time
+	previous bool
+	status   int
+	latency  time.Duration
+	cost     int64
+	via      string
+	text     []byte // request id, method, path, origin, IP and user agent, one after the other
+	ends     [6]int
 }
 
 // Kind is that of events.KeyUsed.

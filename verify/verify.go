@@ -51,7 +51,7 @@ type Options struct {
 // Verifier decides requests. It is safe for concurrent use.
 type Verifier struct {
 	ring     *keyring.Ring
-	recorder *Recorder // nil: nothing is recorded
+	recorder *Recorder        // nil: nothing is recorded
 	clock    func() time.Time // nil: the system's
 	fresh    *freshness
 	stop     context.CancelFunc
@@ -244,3 +244,7 @@ func source(ip string) netip.Addr {
 	}
 	return a
 }
+
+// Keyspace is a keyspace as it is in force, or nil where requests to it are
+// refused: there is none, or it is that of root keys.
+func (v *Verifier) Keyspace(id string) *domain.Keyspace { return v.keyspace(id) }

@@ -75,8 +75,11 @@ func New(t testing.TB, o verify.Options) *World {
 	w.Recorder = verify.NewRecorder(w.Ledger, w.Keys, Node, verify.RecorderOptions{})
 	t.Cleanup(func() {
 		ctx, stop := context.WithTimeout(context.Background(), 5*time.Second)
+		if !w.Conn.IsConnected() { // a test that took NATS away loses something
+			stop()
+		}
 		defer stop()
-		_ = w.Recorder.Close(ctx) // a test that took NATS away loses something
+		_ = w.Recorder.Close(ctx)
 	})
 	if o.Head == nil {
 		o.Head = w.Head

@@ -1,0 +1,106 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+)
+
+// trustedProxies are the networks whose forwarding headers are believed.
+type trustedProxies []netip.Prefix
+
+func parseTrusted(list []string) (trustedProxies, error) {
+	var networks trustedProxies
+	var problems []error
+	for i, s := range list {
+		if a, err := netip.ParseAddr(s); err == nil {
+			a = a.Unmap().WithZone("")
+			networks = append(networks, netip.PrefixFrom(a, a.BitLen()))
+		} else if p, err := netip.ParsePrefix(s); err == nil {
+			networks = append(networks, p.Masked())
+		} else {
+			problems = append(problems, fmt.Errorf("trusted_proxies[%d]: %q is neither an address nor a network: write 10.0.0.7 or 10.0.0.0/8", i, s))
+		}
+	}
+	return networks, errors.Join(problems...)
+}
+
+func (t trustedProxies) has(a netip.Addr) bool {
+	for _, n := range t {
+		if n.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// client is where a request comes from.
+type client struct {
+	ip    string // without port; empty where the connection has no address
+	tls   bool
+	chain string // X-Forwarded-For for the upstream
+}
+
+func (c *client) scheme() string {
+	if c.tls {
+		return "https"
+	}
+	return "http"
+}
+
+// clientOf finds the client behind trusted proxies: X-Forwarded-For is read from
+// the right, where the nearest proxy wrote, and the first address that is not a
+// trusted proxy's is the client. What stands left of it anybody may have written.
+// An entry that is no address ends the reading at the proxy that passed it on.
+//
+// TLS counts when every value of X-Forwarded-Proto says https: a forged value
+// can then take it away and never give it.
+func (t trustedProxies) clientOf(r *http.Request) client {
+	c := client{tls: r.TLS != nil, chain: "unknown"}
+	peer := address(r.RemoteAddr)
+	if !peer.IsValid() {
+		return c
+	}
+	c.ip, c.chain = peer.String(), peer.String()
+	if !t.has(peer) {
+		return c
+	}
+	if proto := r.Header.Values("X-Forwarded-Proto"); len(proto) > 0 {
+		c.tls = true
+		for _, p := range strings.Split(strings.Join(proto, ","), ",") {
+			c.tls = c.tls && strings.EqualFold(strings.TrimSpace(p), "https")
+		}
+	}
+	forwarded := strings.Join(r.Header.Values("X-Forwarded-For"), ", ")
+	if forwarded == "" {
+		return c
+	}
+	c.chain = forwarded + ", " + c.ip
+	hops := strings.Split(forwarded, ",")
+	for i := len(hops) - 1; i >= 0; i-- {
+		a := address(strings.TrimSpace(hops[i]))
+		if !a.IsValid() {
+			return c
+		}
+		c.ip = a.String()
+		if !t.has(a) {
+			return c
+		}
+	}
+	return c
+}
+
+// address reads an IP address with or without port or brackets; zones are
+// dropped, an IPv4 address written as IPv6 is IPv4.
+func address(s string) netip.Addr {
+	if p, err := netip.ParseAddrPort(s); err == nil {
+		return p.Addr().Unmap().WithZone("")
+	}
+	a, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(s, "["), "]"))
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Unmap().WithZone("")
+}
