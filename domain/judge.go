@@ -170,6 +170,12 @@ func (k *Keyspace) judgeScopes(req *Request, at *paths, key *Key, plan Plan) (su
 		var needed, inPlan, inKey bool
 		for j := range k.scopes {
 			r := &k.scopes[j]
+			if at.unclear {
+				inPlan := plan.supports(r.scope)
+				supported = supported && inPlan
+				held = held && inPlan && slices.Contains(has, r.scope)
+				continue
+			}
 			if !r.matches(req.Method, path) {
 				continue
 			}
@@ -191,8 +197,8 @@ func (p *Plan) supports(scope string) bool {
 
 // wrongOwner says whether any reading of the path names another owner.
 func (k *Keyspace) wrongOwner(at *paths, key *Key) bool {
-	if k.ownerPath == nil {
-		return false
+	if k.ownerPath == nil || at.unclear {
+		return k.ownerPath != nil
 	}
 	for i := range at.len() {
 		if owner, ok := k.ownerPath.match(at.at(i)); ok && owner != key.Owner {
@@ -214,6 +220,9 @@ func (k *Keyspace) wrongResource(req *Request, at *paths, key *Key) bool {
 	}
 	if k.resourcePath == nil || req.Path == "" {
 		return false
+	}
+	if at.unclear {
+		return true
 	}
 	for i := range at.len() {
 		if resource, ok := k.resourcePath.match(at.at(i)); !ok || !slices.Contains(key.Resources, resource) {
@@ -252,7 +261,7 @@ func (k *Keyspace) ScopesFor(method, path string) []string {
 	for j := range k.scopes {
 		r := &k.scopes[j]
 		for i := range at.len() {
-			if r.matches(method, at.at(i)) {
+			if at.unclear || r.matches(method, at.at(i)) {
 				scopes = appendNew(scopes, r.scope)
 				break
 			}
@@ -278,6 +287,9 @@ func captured(p *pattern, path string) (string, bool) {
 		return "", false
 	}
 	at := readPath(path)
+	if at.unclear {
+		return "", false
+	}
 	first, ok := p.match(at.at(0))
 	for i := range at.len() {
 		if other, also := p.match(at.at(i)); also != ok || other != first {
@@ -295,6 +307,9 @@ func (k *Keyspace) PublicRoute(method, path string) *PublicRoute {
 		return nil
 	}
 	at := readPath(path)
+	if at.unclear {
+		return nil
+	}
 	var found *PublicRoute
 	for i := range at.len() {
 		r := k.publicAt(method, at.at(i))

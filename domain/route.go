@@ -150,9 +150,15 @@ func (r *route) matches(method, path string) bool {
 // a resource only if all name the same: no spelling gets past a rule that the
 // plain spelling meets.
 type paths struct {
-	first string
-	more  []string
+	first   string
+	more    []string
+	unclear bool // too long to tell: needs every scope, names nothing
 }
+
+// maxUnclear is the length in bytes up to which a path with several readings
+// is looked into. No honest client writes a longer one, and the work that it
+// causes comes before any credential is known.
+const maxUnclear = 4096
 
 // at returns the i-th reading.
 func (p *paths) at(i int) string {
@@ -180,6 +186,9 @@ func readPath(path string) paths {
 	if plain(path) {
 		return paths{first: path}
 	}
+	if len(path) > maxUnclear {
+		return paths{first: "/", unclear: true}
+	}
 	all := []string{path}
 	for _, decoded := range []string{unescape(path), unescape(unescape(path))} {
 		all = appendNew(all, decoded)
@@ -189,7 +198,7 @@ func readPath(path string) paths {
 			all = appendNew(all, change(s))
 		}
 	}
-	return paths{all[0], all[1:]}
+	return paths{first: all[0], more: all[1:]}
 }
 
 func appendNew(list []string, s string) []string {
@@ -266,10 +275,16 @@ func parameters(s string) string {
 }
 
 func collapse(s string) string {
-	for strings.Contains(s, "//") {
-		s = strings.ReplaceAll(s, "//", "/")
+	if !strings.Contains(s, "//") {
+		return s
 	}
-	return s
+	b := make([]byte, 0, len(s))
+	for i := range len(s) {
+		if s[i] != '/' || i == 0 || s[i-1] != '/' {
+			b = append(b, s[i])
+		}
+	}
+	return string(b)
 }
 
 // resolve removes dot segments as RFC 3986 section 5.2.4 does.

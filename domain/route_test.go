@@ -101,6 +101,43 @@ func TestSpellings(t *testing.T) {
 	}
 }
 
+// A path that is too long to look into needs every scope, is not public and
+// names nothing; a plain one of any length is read as ever.
+func TestUnclearPath(t *testing.T) {
+	s := newScene(t)
+	long := strings.Repeat("/x/..", maxUnclear)
+	if got := s.k.ScopesFor("GET", "/v1"+long); !slices.Equal(got, []string{"admin", "read", "write"}) {
+		t.Errorf("needs %v", got)
+	}
+	if s.k.PublicRoute("GET", "/health"+long) != nil {
+		t.Error("is public")
+	}
+	if got, ok := s.k.ResourceIn("/v1/orgs/acme/depots/d1" + long); ok {
+		t.Errorf("names %s", got)
+	}
+	s.req.Path = "/v1/orgs/acme/depots/d1" + long
+	if code := s.judge(); code != CodeWrongOwner {
+		t.Errorf("with an owner's path: %s", code)
+	}
+	s.k.ownerPath = nil
+	if code := s.judge(); code != CodeWrongResource {
+		t.Errorf("with a resource's path: %s", code)
+	}
+	s.k.resourcePath = nil
+	if code := s.judge(); code != CodeInsufficientScope {
+		t.Errorf("with scopes: %s", code)
+	}
+	s.key.Scopes = []string{"read", "write", "admin"}
+	if code := s.judge(); code != CodeValid {
+		t.Errorf("with every scope: %s", code)
+	}
+	s = newScene(t)
+	s.req.Path = "/v1/orgs/acme/depots/d1/parcels" + strings.Repeat("/x", maxUnclear)
+	if code := s.judge(); code != CodeValid {
+		t.Errorf("a long plain path: %s", code)
+	}
+}
+
 // A path names a resource only where every server would find the same one.
 func TestResourceIn(t *testing.T) {
 	k := Compile(&Document{
