@@ -13,20 +13,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyledger/keyledger/events"
-	"github.com/keyledger/keyledger/reactors/pubsub"
+	"github.com/keyledger/keyledger/reactors"
 )
 
-// feedWatch says what of FEED to print.
-type feedWatch struct {
-	natsURL, creds       string
-	types                []string // empty: all
-	keyspace, owner, key string   // empty: any
-	from                 uint64   // FEED sequence to begin at; 0: with the next fact
-	count                int      // 0: until the context ends
-}
-
 func (a *app) watchCommand() *cobra.Command {
-	var w feedWatch
+	var filter reactors.WatchFilter
+	var natsURL, creds string
+	var from uint64
+	var count int
 	cmd := &cobra.Command{
 		Use: "watch", Short: "Print the facts of FEED as they happen, read from NATS, until Ctrl-C", Args: takes(),
 		Long: `Print the facts that other services can subscribe to, as they happen: one line
@@ -35,16 +29,26 @@ stream FEED, with the address and credentials that a subscriber would use. A los
 connection is taken up again, and no fact is missed.`,
 		Example: `  keyledger watch --type key.revoked
   keyledger watch --type key.revoked --json --nats-url nats://127.0.0.1:4222`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.watch(cmd.Context(), w) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, t := range filter.Types {
+				if _, known := events.Types()[t]; !known && !strings.HasSuffix(t, ".*") {
+					return usageError("--type: there is no such type of fact; write one such as key.created or key.revoked, or key.* for all about keys")
+				}
+			}
+			if from > 0 {
+				filter.After = new(from - 1)
+			}
+			return a.watch(cmd.Context(), filter, natsURL, creds, count)
+		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&w.types, "type", nil, "only these types, such as key.revoked")
-	f.StringVar(&w.keyspace, "keyspace", "", "only of this keyspace")
-	f.StringVar(&w.owner, "owner", "", "only of this owner")
-	f.StringVar(&w.key, "key", "", "only of this key id")
-	f.Uint64Var(&w.from, "from-sequence", 0, "begin at this FEED sequence (1 is the first) instead of now")
-	f.IntVar(&w.count, "count", 0, "end after this many facts")
-	a.natsFlags(cmd, &w.natsURL, &w.creds)
+	f.StringSliceVar(&filter.Types, "type", nil, "only these types, such as key.revoked, or key.* for all about keys")
+	f.StringVar(&filter.Keyspace, "keyspace", "", "only of this keyspace")
+	f.StringVar(&filter.Owner, "owner", "", "only of this owner")
+	f.StringVar(&filter.Key, "key", "", "only of this key id")
+	f.Uint64Var(&from, "from-sequence", 0, "begin at this FEED sequence (1 is the first) instead of now")
+	f.IntVar(&count, "count", 0, "end after this many facts")
+	a.natsFlags(cmd, &natsURL, &creds)
 	_ = cmd.RegisterFlagCompletionFunc("type", completeTypes)
 	a.completeFlags(cmd)
 	return cmd
@@ -76,66 +80,34 @@ func (a *app) nats(url, creds string) (string, string, error) {
 	return "", "", usageError("no address of NATS: give it with --nats-url or KEYLEDGER_NATS_URL; `keyledger dev` writes a context file with its own")
 }
 
-// subjects are the filters of FEED: feed.<type>.<keyspace>.<owner>.<key>.
-func (w feedWatch) subjects() ([]string, error) {
-	types := w.types
-	if len(types) == 0 {
-		types = []string{"*.*"} // every type of a fact has two parts
-	}
-	place := ""
-	for _, s := range []string{w.keyspace, w.owner, w.key} {
-		switch {
-		case s == "":
-			place += ".*"
-		case strings.ContainsAny(s, "*>. \t"):
-			return nil, usageError("--keyspace, --owner and --key are ids, without spaces, dots and wildcards")
-		default:
-			place += "." + s
-		}
-	}
-	var subjects []string
-	for _, t := range types {
-		if _, ok := events.Types()[t]; !ok && len(w.types) > 0 {
-			return nil, usageError("--type: there is no such type of fact; write one such as key.created, key.rotated or key.revoked")
-		}
-		subjects = append(subjects, "feed."+t+place)
-	}
-	return subjects, nil
-}
-
-func (a *app) watch(ctx context.Context, w feedWatch) error {
-	subjects, err := w.subjects()
+func (a *app) watch(ctx context.Context, filter reactors.WatchFilter, natsURL, creds string, count int) error {
+	natsURL, creds, err := a.nats(natsURL, creds)
 	if err != nil {
 		return err
 	}
-	if w.natsURL, w.creds, err = a.nats(w.natsURL, w.creds); err != nil {
-		return err
-	}
-	nc, err := connectNATS(w.natsURL, w.creds)
+	nc, err := connectNATS(natsURL, creds)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
-	after := w.from
-	if after > 0 {
-		after-- // Tail begins after a place
-	} else if after, err = lastOfFeed(ctx, nc); err != nil {
-		return err
+	if filter.After == nil {
+		// Read here, so that what is recorded after the note is printed for sure.
+		last, err := lastOfFeed(ctx, nc)
+		if err != nil {
+			return err
+		}
+		filter.After = &last
 	}
-	a.note("watching stream %s after sequence %d; end with Ctrl-C", events.Feed, after)
+	a.note("watching stream %s after sequence %d; end with Ctrl-C", events.Feed, *filter.After)
 	n := 0
-	for m, err := range pubsub.Tail(ctx, nc, events.Feed, pubsub.TailOptions{After: after, Filter: subjects}) {
+	for fact, err := range reactors.Watch(ctx, nc, filter) {
 		if err != nil {
 			return err
 		}
-		meta, err := m.Metadata()
-		if err != nil {
+		if err := a.printFact(fact.Body, fact.Sequence); err != nil {
 			return err
 		}
-		if err := a.printFact(m.Data(), meta.Sequence.Stream); err != nil {
-			return err
-		}
-		if n++; n == w.count {
+		if n++; n == count {
 			break
 		}
 	}
