@@ -94,7 +94,7 @@ func (a *app) auditListCommand() *cobra.Command {
 		Long: `List events, read from the streams themselves. --format ndjson and csv print
 everything that matches, one event per line; the table and --json print a page.`,
 		Example: `  keyledger audit list --key key_… --from 24h
-  keyledger audit list --keyspace promptick --type key.revoked --format csv > revoked.csv`,
+  keyledger audit list --keyspace parcelbird --type key.revoked --format csv > revoked.csv`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if from, err = a.past("--from", from); err != nil {

@@ -176,8 +176,8 @@ func (a *app) keysCreateCommand() *cobra.Command {
 	var f commandFlags
 	cmd := &cobra.Command{
 		Use: "create", Short: "Create a key and print its secret, once", Args: takes(),
-		Example: `  keyledger keys create --keyspace promptick --owner proj_1 --name "CI"
-  keyledger keys create --keyspace promptick --owner proj_1 --expires-in 30d --secret-file ci.key`,
+		Example: `  keyledger keys create --keyspace parcelbird --owner org_1 --name "CI"
+  keyledger keys create --keyspace parcelbird --owner org_1 --expires-in 30d --secret-file ci.key`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			body, err := g.body(cmd)
 			if err != nil {
@@ -357,7 +357,7 @@ func (a *app) keysListCommand() *cobra.Command {
 	var r readFlags
 	cmd := &cobra.Command{
 		Use: "list", Short: "List keys", Args: takes(),
-		Example: `  keyledger keys list --keyspace promptick --owner proj_1
+		Example: `  keyledger keys list --keyspace parcelbird --owner org_1
   keyledger keys list --unused-since 90d --all --json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
@@ -624,8 +624,8 @@ func (a *app) keysLookupCommand() *cobra.Command {
 	var keyspace, first, last, file string
 	cmd := &cobra.Command{
 		Use: "lookup", Short: "Find a key by its first or last characters, or by a leaked secret", Args: takes(),
-		Example: `  keyledger keys lookup --keyspace promptick --last 9f3x
-  keyledger keys lookup --keyspace promptick --secret-file - < leaked.txt`,
+		Example: `  keyledger keys lookup --keyspace parcelbird --last 9f3x
+  keyledger keys lookup --keyspace parcelbird --secret-file - < leaked.txt`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			body := map[string]any{"keyspace": keyspace}
 			if first != "" {

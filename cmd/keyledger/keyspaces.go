@@ -107,7 +107,7 @@ directory, or stdin (-). A document that is already in force changes nothing.
 Of several documents none is applied unless the service would accept each.
 
 With --dry-run nothing is recorded, and the events that would be are printed.`,
-		Example: `  keyledger keyspaces apply -f promptick.yaml
+		Example: `  keyledger keyspaces apply -f parcelbird.yaml
   keyledger keyspaces apply -f keyspaces/ --dry-run`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// `-f a.yaml b.yaml` is what a shell makes of -f *.yaml.

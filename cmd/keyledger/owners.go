@@ -43,7 +43,7 @@ func (a *app) ownersSetCommand() *cobra.Command {
 	var f commandFlags
 	cmd := &cobra.Command{
 		Use: "set OWNER", Short: "Register an owner, or change its name or plan", Args: takes("OWNER"),
-		Example: `  keyledger owners set proj_1 --keyspace promptick --name "Project one" --plan tier1`,
+		Example: `  keyledger owners set org_1 --keyspace parcelbird --name "Organization one" --plan basic`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			body := map[string]any{}
 			if cmd.Flags().Changed("name") {

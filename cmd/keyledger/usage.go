@@ -16,8 +16,8 @@ func (a *app) usageCommand() *cobra.Command {
 	var keyspace, owner, key, from, to, bucket, by string
 	cmd := &cobra.Command{
 		Use: "usage", Short: "Show what was done with keys, in figures", Args: takes(),
-		Example: `  keyledger usage --keyspace promptick --from 24h --bucket hour
-  keyledger usage --keyspace promptick --by key`,
+		Example: `  keyledger usage --keyspace parcelbird --from 24h --bucket hour
+  keyledger usage --keyspace parcelbird --by key`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if from, err = a.past("--from", from); err != nil {

@@ -53,8 +53,8 @@ func (a *app) verifyCommand() *cobra.Command {
 		Long: `Ask for the decision about one request, and record the use. The secret is read
 from stdin or --secret-file, never from an argument. What is not given is not
 checked, and is listed as skipped. A request that is refused ends with exit code 6.`,
-		Example: `  keyledger verify --keyspace promptick < ci.key
-  keyledger verify --keyspace promptick --method POST --path /v1/prompts --secret-file ci.key`,
+		Example: `  keyledger verify --keyspace parcelbird < ci.key
+  keyledger verify --keyspace parcelbird --method POST --path /v1/parcels --secret-file ci.key`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			secret, err := a.readSecret(file, "secret")
 			if err != nil {
