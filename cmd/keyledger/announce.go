@@ -15,21 +15,22 @@ func (a *app) announce(p devPlaces) {
 		_ = a.printValue(p)
 		return
 	}
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 3, ' ', 0)
-	fmt.Fprintf(w, "keyledger is running (started in %.1f s)\n\n", time.Since(p.started).Seconds())
-	fmt.Fprintf(w, "  API\t%s\troot key in %s\n", p.API, p.RootKey)
-	fmt.Fprintf(w, "  Gateway\t%s/{keyspace}/…\tto a demo upstream that echoes the request\n", p.Gateway)
-	fmt.Fprintf(w, "  NATS\t%s\tLEDGER, USAGE, FEED; live.> for subscribers\n", p.NATS)
-	if p.private {
-		fmt.Fprintf(w, "  PostgreSQL\tpsql %q\tschema analytics\n", p.Postgres)
-	}
 	kept := "kept when this ends"
 	if p.ephemeral {
 		kept = "removed when this ends"
 	}
-	fmt.Fprintf(w, "  Data\t%s\t%s\n", p.State, kept)
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 3, ' ', 0)
+	fmt.Fprintf(w, "keyledger is running (started in %.1f s)\n\n", time.Since(p.started).Seconds())
+	fmt.Fprintf(w, "  API\t%s\n", p.API)
+	fmt.Fprintf(w, "  Gateway\t%s/{keyspace}/… to a demo upstream that echoes the request\n", p.Gateway)
+	fmt.Fprintf(w, "  NATS\t%s\n", p.NATS)
+	if p.private {
+		fmt.Fprintf(w, "  PostgreSQL\tpsql %q\n", p.Postgres)
+	}
+	fmt.Fprintf(w, "  Root key\t%s\n", p.RootKey)
+	fmt.Fprintf(w, "  Data\t%s (%s)\n", p.State, kept)
 	if p.configured > 0 {
-		fmt.Fprintf(w, "  Keyspaces\t%d configured\tkeyledger keyspaces list shows them\n", p.configured)
+		fmt.Fprintf(w, "  Keyspaces\t%d configured\n", p.configured)
 	}
 	_ = w.Flush()
 	me, ks := invocation(), "parcelbird"
@@ -38,7 +39,7 @@ func (a *app) announce(p devPlaces) {
 	fmt.Fprintf(a.stdout, `
 Try it in another terminal:
 
-  %[1]s keys create --keyspace %[2]s --owner %[3]s --name "My first key" --scope parcels:read --secret-file my.key
+  %[1]s keys create --keyspace %[2]s --owner %[3]s --name "My first key" --scopes parcels:read --secret-file my.key
   curl -H "Authorization: Bearer $(cat my.key)" %[4]s/%[2]s%[5]s
   %[1]s keys list --keyspace %[2]s
 

@@ -177,7 +177,7 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 		return err
 	}
 
-		servers := []*httpServer{
+	servers := []*httpServer{
 		newServer("the API", apiListener, api.New(apiDeps(n))),
 		newServer("the gateway", gatewayListener, gw),
 		newServer("the demo upstream", upstream, demo.Handler()),
@@ -311,4 +311,3 @@ type devPlaces struct {
 	started    time.Time
 	configured int
 }
-

@@ -25,6 +25,8 @@ import (
 	"github.com/keyledger/keyledger/migrations"
 	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/queries"
+	"github.com/keyledger/keyledger/reactors"
 	"github.com/keyledger/keyledger/verify"
 )
 
@@ -116,6 +118,11 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		n.commands = &commands.Commands{Ledger: n.ledger, Ring: n.ring}
 		n.runner = projections.New(n.ledger, c.Pool, c.Log)
 		n.done.Go(func() { n.runner.Run(followers) })
+		feed, err := reactors.NewFeed(reactors.FeedOptions{Ledger: n.ledger, Conn: c.Conn, Void: n.ring.Void, Log: c.Log})
+		if err != nil {
+			return nil, err
+		}
+		n.follow("feed", func() error { return feed.Run(followers) })
 	}
 	if err := n.started(ctx); err != nil {
 		return nil, err
@@ -246,7 +253,18 @@ func nodeName(program string) string {
 // apiDeps are a node's parts as the API wants them.
 func apiDeps(n *node) api.Deps {
 	return api.Deps{
-		Commands: n.commands, Ring: n.ring, Ledger: n.ledger,
-		Version: build().Version, Log: n.config.Log,
+		Commands: n.commands, Ring: n.ring, Ledger: n.ledger, Verifier: n.verifier, Recorder: n.recorder,
+		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner,
+		Version: build().Version, Log: n.config.Log, Ready: n.ready,
 	}
+}
+
+// ready says what keeps the node from being relied on. PostgreSQL is not part
+// of it: without it keys are verified and changed as ever.
+func (n *node) ready(context.Context) map[string]error {
+	checks := map[string]error{"ledger": n.ledger.Err(events.Ledger), "stream": nil}
+	if lost := n.verifier.Lost(); lost > 10*time.Second {
+		checks["stream"] = fmt.Errorf("LEDGER was last known to be followed to its end %s ago: is NATS reachable?", lost.Round(time.Second))
+	}
+	return checks
 }
