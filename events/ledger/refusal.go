@@ -72,7 +72,7 @@ func (l *Ledger) open(ctx context.Context) error {
 		case isNotFound(err):
 			missing = append(missing, name)
 		case err != nil:
-			return fmt.Errorf("ask the server about stream %s: %w", name, err)
+			return fmt.Errorf("ask the server about stream %s: %w (JetStream is off, has no leader, or is still recovering its files; its log tells. A server that recovers without end has a damaged file: restore its data directory from a backup)", name, err)
 		default:
 			infos[name] = info
 		}
