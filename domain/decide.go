@@ -209,13 +209,9 @@ func create(s State, c CreateKey, now events.Time) ([]events.Payload, error) {
 
 // admit takes a place under the cap of the plan in force, where it has one.
 func admit(s State, key, keyPlan string) ([]events.Payload, error) {
-	name := keyPlan
-	if name == "" {
-		name = s.Owner.Plan
-	}
-	plan, ok := s.Keyspace.Plans[name]
+	name, plan, ok := s.Keyspace.PlanInForce(&Key{Grant: &Grant{Plan: keyPlan}}, s.Owner)
 	if !ok {
-		return nil, nil
+		return nil, refuse(Forbidden, "PLAN_DENIED", fmt.Sprintf("The plan %s is not one of this keyspace any more: move the owner to one that is.", name))
 	}
 	if plan.Access != nil && !*plan.Access {
 		return nil, refuse(Forbidden, "PLAN_DENIED", fmt.Sprintf("The plan %s gives no access to this API: move the owner to one that does.", name))
