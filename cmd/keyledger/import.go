@@ -170,7 +170,7 @@ func (a *app) importAll(cmd *cobra.Command, f *commandFlags, calls []chunk, tota
 				return err
 			}
 		}
-		a.note("%d keys created, %d lines with a problem", created, len(problems))
+		a.note("created: %d, lines with a problem: %d", created, len(problems))
 	}
 	if len(problems) > 0 {
 		return quietly(exitFailed)

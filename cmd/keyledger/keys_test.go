@@ -320,7 +320,7 @@ func TestImport(t *testing.T) {
 	})
 	r := invoke(t, "{\"sha256\":\"aa\"}\n\n{\"sha256\":\"bb\"}\n", "keys", "import", "-").want(t, exitFailed)
 	contains(t, "stdout", r.stdout, "3\tA key with this secret is already known. (KEY_EXISTS)\n")
-	contains(t, "stderr", r.stderr, "1 keys created, 1 lines with a problem")
+	contains(t, "stderr", r.stderr, "created: 1, lines with a problem: 1")
 	if q := s.only(t); q.body != "{\"sha256\":\"aa\"}\n{\"sha256\":\"bb\"}\n" || q.header.Get("Content-Type") != "application/x-ndjson" {
 		t.Errorf("sent %q as %s", q.body, q.header.Get("Content-Type"))
 	}

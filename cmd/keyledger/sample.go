@@ -13,8 +13,12 @@ import (
 	"github.com/keyledger/keyledger/domain"
 )
 
-// sampleOwner is the owner that a fresh development server has in every keyspace.
-const sampleOwner = "acme"
+// A fresh development server has this owner in every keyspace, and binds keys
+// to this resource where they must be bound.
+const (
+	sampleOwner    = "acme"
+	sampleResource = "sample_1"
+)
 
 // sample gives every keyspace that has no owner yet one with two keys, and
 // sends some requests with them through the gateway, so that lists and figures
@@ -36,7 +40,7 @@ func sample(ctx context.Context, n *node, gateway string) error {
 				cmd.Scopes = &scopes
 			}
 			if ks.Resource.Mode == "required" {
-				cmd.Resources = []string{"sample_1"}
+				cmd.Resources = []string{sampleResource}
 			}
 			r, err := n.commands.CreateKey(ctx, q, id, sampleOwner, cmd)
 			if err != nil {
@@ -113,9 +117,17 @@ func samplePath(ks *domain.Keyspace) string {
 			}
 		}
 	}
-	if ks.Resource.Mode == "required" && ks.Resource.Path != "" {
-		path = ks.Resource.Path
+	segments := strings.Split(strings.TrimSuffix(path, "/**"), "/")
+	for _, template := range []string{ks.Document.Owner.Path, ks.Resource.Path} {
+		for i, t := range strings.Split(template, "/") {
+			if strings.HasPrefix(t, "{") && i < len(segments) {
+				segments[i] = strings.NewReplacer("{resource}", sampleResource, "{owner}", sampleOwner).Replace(t)
+			}
+		}
 	}
-	path = strings.NewReplacer("{resource}", "sample_1", "{owner}", sampleOwner, "/**", "/1").Replace(path)
+	path = strings.Join(segments, "/")
+	if path == "" {
+		path = "/"
+	}
 	return strings.ReplaceAll(path, "*", "1")
 }
