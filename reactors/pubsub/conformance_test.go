@@ -1,6 +1,7 @@
 package pubsub_test
 
 import (
+	"cmp"
 	"log/slog"
 	"reflect"
 	"runtime"
@@ -112,10 +113,12 @@ func pubSub(t *testing.T, nc *nats.Conn, group string) (message.Publisher, messa
 }
 
 // subscriber retries fast and gives handlers no time to finish: the suite
-// leaves many messages unanswered.
+// leaves many messages unanswered, and closes readers while messages are on
+// their way to them.
 func subscriber(t *testing.T, o pubsub.SubscriberOptions) *pubsub.Subscriber {
 	t.Helper()
 	o.MinBackoff, o.MaxBackoff, o.CloseWait = time.Millisecond, time.Millisecond, -1
+	o.AckWait = cmp.Or(o.AckWait, time.Second)
 	o.Log = slog.New(slog.DiscardHandler)
 	s, err := pubsub.NewSubscriber(o)
 	if err != nil {
