@@ -17,7 +17,7 @@ create table keyledger.ledger_v1 (
     void        boolean not null,
     body        bytea not null
 );
-create index on keyledger.ledger_v1 (keyspace, owner, key, sequence);
-create index on keyledger.ledger_v1 (key, key_version desc) where not void and key <> '';
+create index on keyledger.ledger_v1 (key, sequence) where key <> '';
+create index on keyledger.ledger_v1 (keyspace, owner, sequence) where key = '';
 create index on keyledger.ledger_v1 using brin (time);
 comment on table keyledger.ledger_v1 is 'LEDGER as it is stored; void facts are marked';

@@ -28,7 +28,7 @@ create table keyledger.keys_v1 (
     deleted_at      timestamptz,
     imported        boolean not null,
     version         bigint not null
-);
+) with (fillfactor = 85);
 create index on keyledger.keys_v1 (keyspace, created_at desc, id desc) where deleted_at is null;
 create index on keyledger.keys_v1 (keyspace, owner, created_at desc, id desc) where deleted_at is null;
 create index on keyledger.keys_v1 (keyspace, expires_at) where deleted_at is null and expires_at is not null;

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -23,7 +23,7 @@ func (LedgerCopy) Name() string { return "ledger_v1" }
 func (LedgerCopy) Stream() string { return events.Ledger }
 
 // Tables is ledger_v1.
-func (LedgerCopy) Tables() []string { return []string{"ledger_v1"} }
+func (LedgerCopy) Tables() []Table { return []Table{{"ledger_v1", false}} }
 
 // Apply copies a batch.
 func (LedgerCopy) Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) error {
@@ -31,26 +31,15 @@ func (LedgerCopy) Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) e
 	if err != nil {
 		return err
 	}
-	_, err = tx.Exec(ctx, `insert into ledger_v1 (sequence, event_id, type, version, time, keyspace, owner, key, key_version,
-			actor_type, actor_id, subject, void, body)
-		select * from unnest($1::bigint[], $2::text[], $3::text[], $4::int[], $5::timestamptz[], $6::text[], $7::text[], $8::text[],
-			$9::bigint[], $10::text[], $11::text[], $12::text[], $13::boolean[], $14::bytea[])`,
-		column(batch, func(r *events.Record) int64 { return int64(r.Sequence) }),
-		column(batch, func(r *events.Record) string { return clean(r.Event.ID) }),
-		column(batch, func(r *events.Record) string { return r.Event.Type }),
-		column(batch, func(r *events.Record) int32 { return int32(r.Event.Version) }),
-		column(batch, func(r *events.Record) time.Time { return r.Event.Time.Time() }),
-		column(batch, func(r *events.Record) string { return r.Event.Keyspace }),
-		column(batch, func(r *events.Record) string { return r.Event.Owner }),
-		column(batch, func(r *events.Record) string { return r.Event.Key }),
-		column(batch, func(r *events.Record) int64 { return int64(r.Event.KeyVersion) }),
-		column(batch, func(r *events.Record) string { return clean(r.Event.Actor.Type) }),
-		column(batch, func(r *events.Record) string { return clean(r.Event.Actor.ID) }),
-		column(batch, func(r *events.Record) string { return r.Subject }),
-		void,
-		column(batch, func(r *events.Record) []byte { return r.Body }))
+	_, err = tx.CopyFrom(ctx, pgx.Identifier{"ledger_v1"}, ledgerColumns, pgx.CopyFromSlice(len(batch), func(i int) ([]any, error) {
+		r, e := &batch[i], &batch[i].Event
+		return []any{int64(r.Sequence), clean(e.ID), e.Type, int32(e.Version), e.Time.Time(), e.Keyspace, e.Owner, e.Key, int64(e.KeyVersion),
+			clean(e.Actor.Type), clean(e.Actor.ID), r.Subject, void[i], r.Body}, nil
+	}))
 	return err
 }
+
+var ledgerColumns = strings.Fields("sequence event_id type version time keyspace owner key key_version actor_type actor_id subject void body")
 
 // voidOf asks the domain about each fact. It needs no more of a key, owner or
 // keyspace than who it is and its version, which is that of the last of its
@@ -74,7 +63,7 @@ func voidOf(ctx context.Context, tx pgx.Tx, batch []events.Record) ([]bool, erro
 	var id, keyspace, owner string
 	var version int64
 	b.Queue(`select w.id, l.keyspace, l.owner, l.key_version from unnest($1::text[]) w(id), lateral (
-			select keyspace, owner, key_version from ledger_v1 where key = w.id and key <> '' and not void order by key_version desc limit 1) l`,
+			select keyspace, owner, key_version from ledger_v1 where key = w.id and key <> '' and not void order by sequence desc limit 1) l`,
 		slices.Sorted(maps.Keys(keys))).Query(func(rows pgx.Rows) error {
 		_, err := pgx.ForEachRow(rows, []any{&id, &keyspace, &owner, &version}, func() error {
 			keys[id] = &domain.Key{ID: id, Grant: &domain.Grant{Keyspace: keyspace, Owner: owner}, Version: uint32(version)}

@@ -37,10 +37,19 @@ import (
 // nothing but the records and its own rows, and the rows MUST NOT depend on how
 // the records were cut into batches. It never gets a part of a page.
 type Projection interface {
-	Name() string     // "keys_v1": also names its position
-	Stream() string   // that it reads
-	Tables() []string // that it owns, in the order in which they may be filled
+	Name() string    // "keys_v1": also names its position
+	Stream() string  // that it reads
+	Tables() []Table // that it owns
 	Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) error
+}
+
+// Table is a table of a projection.
+type Table struct {
+	Name string
+
+	// ByKeyAlone says that Apply finds its rows by the primary key, so that a
+	// rebuild may make the other indexes when it is done.
+	ByKeyAlone bool
 }
 
 // All are the projections of this program.

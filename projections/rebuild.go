@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	rebuildRecords = 20_000 // per transaction
+	rebuildRecords = 50_000 // per transaction
 	nearEnough     = 2_000  // messages behind, before the live projection is held
 )
 
@@ -57,6 +57,7 @@ type rebuilding struct {
 	*follower
 	conn     *pgx.Conn
 	at       place
+	later    []string // indexes to make when the tables are full
 	progress func(done, total uint64)
 }
 
@@ -107,6 +108,17 @@ func (b *rebuilding) run(ctx context.Context, change bool) (result RebuildResult
 	if err := b.fill(ctx); err != nil {
 		return result, err
 	}
+	for _, index := range b.later {
+		if _, err := b.conn.Exec(ctx, index); err != nil {
+			return result, err
+		}
+	}
+	// The comparison must not plan with the statistics of empty tables.
+	for _, t := range b.p.Tables() {
+		if _, err := b.conn.Exec(ctx, `analyze keyledger_rebuild.`+t.Name); err != nil {
+			return result, err
+		}
+	}
 	return b.finish(ctx, change)
 }
 
@@ -120,24 +132,50 @@ func (b *rebuilding) makeTables(ctx context.Context) error {
 		return err
 	}
 	for _, t := range b.p.Tables() {
-		if _, err := b.conn.Exec(ctx, fmt.Sprintf(`create table keyledger_rebuild.%[1]s (like keyledger.%[1]s including all)`, t)); err != nil {
+		if err := b.makeTable(ctx, t); err != nil {
 			return err
 		}
-		// What LIKE leaves out.
-		var options []string
-		var comment *string
-		if err := b.conn.QueryRow(ctx, `select coalesce(reloptions, '{}'), obj_description(oid, 'pg_class') from pg_class where oid = ('keyledger.' || $1)::regclass`, t).Scan(&options, &comment); err != nil {
+	}
+	return nil
+}
+
+// makeTable makes a table like the live one, with what LIKE leaves out, and puts
+// off the indexes that filling it does not need.
+func (b *rebuilding) makeTable(ctx context.Context, t Table) error {
+	var options []string
+	var comment *string
+	if err := b.conn.QueryRow(ctx, `select coalesce(reloptions, '{}'), obj_description(oid, 'pg_class') from pg_class where oid = ('keyledger.' || $1)::regclass`, t.Name).Scan(&options, &comment); err != nil {
+		return err
+	}
+	statements := []string{fmt.Sprintf(`create table keyledger_rebuild.%[1]s (like keyledger.%[1]s including all excluding indexes)`, t.Name)}
+	if len(options) > 0 {
+		statements = append(statements, fmt.Sprintf(`alter table keyledger_rebuild.%s set (%s)`, t.Name, strings.Join(options, ", ")))
+	}
+	if comment != nil {
+		statements = append(statements, fmt.Sprintf(`comment on table keyledger_rebuild.%s is '%s'`, t.Name, strings.ReplaceAll(*comment, "'", "''")))
+	}
+	rows, err := b.conn.Query(ctx, `select i.indisprimary, case when i.indisprimary
+			then 'alter table keyledger_rebuild.' || $1 || ' add constraint ' || quote_ident(c.conname) || ' ' || pg_get_constraintdef(c.oid)
+			else replace(pg_get_indexdef(i.indexrelid), ' ON keyledger.', ' ON keyledger_rebuild.') end
+		from pg_index i left join pg_constraint c on c.conindid = i.indexrelid where i.indrelid = ('keyledger.' || $1)::regclass`, t.Name)
+	if err != nil {
+		return err
+	}
+	var primary bool
+	var definition string
+	if _, err := pgx.ForEachRow(rows, []any{&primary, &definition}, func() error {
+		if primary || !t.ByKeyAlone {
+			statements = append(statements, definition)
+		} else {
+			b.later = append(b.later, definition)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	for _, s := range statements {
+		if _, err := b.conn.Exec(ctx, s); err != nil {
 			return err
-		}
-		if len(options) > 0 {
-			if _, err := b.conn.Exec(ctx, fmt.Sprintf(`alter table keyledger_rebuild.%s set (%s)`, t, strings.Join(options, ", "))); err != nil {
-				return err
-			}
-		}
-		if comment != nil {
-			if _, err := b.conn.Exec(ctx, fmt.Sprintf(`comment on table keyledger_rebuild.%s is '%s'`, t, strings.ReplaceAll(*comment, "'", "''"))); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -150,7 +188,7 @@ func isUnique(err error) bool {
 
 func (b *rebuilding) dropTables(ctx context.Context) error {
 	for _, t := range b.p.Tables() {
-		if _, err := b.conn.Exec(ctx, `drop table if exists keyledger_rebuild.`+t); err != nil {
+		if _, err := b.conn.Exec(ctx, `drop table if exists keyledger_rebuild.`+t.Name); err != nil {
 			return err
 		}
 	}
@@ -278,10 +316,10 @@ func (b *rebuilding) compare(ctx context.Context, tx pgx.Tx, result *RebuildResu
 		for _, schema := range []string{"keyledger", "keyledger_rebuild"} {
 			var rows int64
 			var one, two string
-			if err := tx.QueryRow(ctx, fmt.Sprintf(hash, schema, t)).Scan(&rows, &one, &two); err != nil {
+			if err := tx.QueryRow(ctx, fmt.Sprintf(hash, schema, t.Name)).Scan(&rows, &one, &two); err != nil {
 				return err
 			}
-			both[schema] = append(both[schema], fmt.Sprintf("%s %d %s %s", t, rows, one, two))
+			both[schema] = append(both[schema], fmt.Sprintf("%s %d %s %s", t.Name, rows, one, two))
 			if schema == "keyledger_rebuild" {
 				result.Rows += rows
 			}
@@ -294,12 +332,12 @@ func (b *rebuilding) compare(ctx context.Context, tx pgx.Tx, result *RebuildResu
 		}
 		var key []string
 		if err := tx.QueryRow(ctx, `select array_agg(quote_ident(a.attname)) from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = any(i.indkey)
-			where i.indisprimary and i.indrelid = ('keyledger.' || $1)::regclass`, t).Scan(&key); err != nil {
+			where i.indisprimary and i.indrelid = ('keyledger.' || $1)::regclass`, t.Name).Scan(&key); err != nil {
 			return err
 		}
 		var differ int64
 		if err := tx.QueryRow(ctx, fmt.Sprintf(`select count(*) from keyledger.%[1]s a full join keyledger_rebuild.%[1]s b using (%[2]s) where a is distinct from b`,
-			t, strings.Join(key, ", "))).Scan(&differ); err != nil {
+			t.Name, strings.Join(key, ", "))).Scan(&differ); err != nil {
 			return err
 		}
 		result.Differences += differ
@@ -322,12 +360,12 @@ func (b *rebuilding) exchange(ctx context.Context, tx pgx.Tx) error {
 	}
 	for _, t := range b.p.Tables() {
 		statements = append(statements,
-			fmt.Sprintf(`alter table keyledger.%s set schema keyledger_old`, t),
-			fmt.Sprintf(`alter table keyledger_rebuild.%s set schema keyledger`, t))
+			fmt.Sprintf(`alter table keyledger.%s set schema keyledger_old`, t.Name),
+			fmt.Sprintf(`alter table keyledger_rebuild.%s set schema keyledger`, t.Name))
 	}
 	statements = append(statements, migrations.Views)
 	for _, t := range slices.Backward(b.p.Tables()) {
-		statements = append(statements, `drop table keyledger_old.`+t)
+		statements = append(statements, `drop table keyledger_old.`+t.Name)
 	}
 	for _, s := range statements {
 		if _, err := tx.Exec(ctx, s); err != nil {

@@ -21,7 +21,7 @@ const (
 	// A batch is as many records, or what arrived in so long after its first.
 	// Little, because somebody may be waiting for their own write; under load a
 	// batch fills while the one before is written.
-	batchRecords = 5000
+	batchRecords = 20_000
 	batchWithin  = 2 * time.Millisecond
 
 	pauseLeast   = 50 * time.Millisecond // before a connection is tried again

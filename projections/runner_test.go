@@ -366,8 +366,8 @@ func TestRebuild(t *testing.T) {
 	w.caughtUp(r)
 	for sql, name := range map[string]string{
 		`update keyledger.keys_v1 set name = 'mine' where id in ('key_0001', 'key_0002')`: "keys_v1",
-		`delete from keyledger.ledger_v1 where sequence = 7`:                               "ledger_v1",
-		`update keyledger.usage_v1 set requests = 99 where key = 'key_0000'`:               "usage_v1",
+		`delete from keyledger.ledger_v1 where sequence = 7`:                              "ledger_v1",
+		`update keyledger.usage_v1 set requests = 99 where key = 'key_0000'`:              "usage_v1",
 	} {
 		if _, err := pool.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)

@@ -45,8 +45,10 @@ func (Usage) Name() string { return "usage_v1" }
 // Stream is USAGE.
 func (Usage) Stream() string { return events.Usage }
 
-// Tables are usage_v1, last_used_v1 and outcomes_v1.
-func (Usage) Tables() []string { return []string{"outcomes_v1", "usage_v1", "last_used_v1"} }
+// Tables are outcomes_v1, usage_v1 and last_used_v1.
+func (Usage) Tables() []Table {
+	return []Table{{"outcomes_v1", false}, {"usage_v1", true}, {"last_used_v1", true}}
+}
 
 type minuteKey struct {
 	keyspace, owner, key          string
