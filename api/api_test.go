@@ -3,8 +3,6 @@ package api_test
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,16 +11,25 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/api"
 	"github.com/keyledger/keyledger/commands"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/testenv"
+	"github.com/keyledger/keyledger/migrations"
+	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/queries"
+	"github.com/keyledger/keyledger/verify"
 )
 
 // service is an API over a real ledger, with an operator's key.
@@ -33,12 +40,55 @@ type service struct {
 	deps   api.Deps
 	ledger *ledger.Ledger
 	ring   *keyring.Ring
-	log    *bytes.Buffer
+	log    *journal
+
+	recorder *verify.Recorder
 }
 
-func start(t *testing.T, more ...func(*api.Deps)) *service {
+// journal is a log that several goroutines write.
+type journal struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (j *journal) Write(b []byte) (int, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.Write(b)
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.b.String()
+}
+
+// withPostgres adds the read models.
+func withPostgres(t *testing.T) func(*api.Deps) {
+	return func(d *api.Deps) {
+		pool, err := pgxpool.New(t.Context(), testenv.Postgres(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pool.Close)
+		if _, err := migrations.Up(t.Context(), pool); err != nil {
+			t.Fatal(err)
+		}
+		d.Queries, d.Runner = queries.New(pool), projections.New(d.Ledger, pool, slog.New(slog.DiscardHandler))
+		ctx, stop := context.WithCancel(context.Background())
+		var running sync.WaitGroup
+		running.Go(func() { d.Runner.Run(ctx) })
+		t.Cleanup(func() {
+			stop()
+			running.Wait()
+		})
+	}
+}
+
+func start(t *testing.T) *service {
 	t.Helper()
-	l, err := ledger.Open(t.Context(), testenv.Conn(t, testenv.NATS(t)), ledger.Options{AllowUnverifiedSync: true})
+	nc := testenv.Conn(t, testenv.NATS(t))
+	l, err := ledger.Open(t.Context(), nc, ledger.Options{AllowUnverifiedSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,14 +102,31 @@ func start(t *testing.T, more ...func(*api.Deps)) *service {
 		_ = l.Close()
 	})
 	<-ring.Ready()
-	log := &bytes.Buffer{}
-	s := &service{t: t, ledger: l, ring: ring, log: log}
+	log := &journal{}
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed, err := seal.Open(t.Context(), js, seal.Master{1}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(sealed.Close)
+	recorder := verify.NewRecorder(l, sealed, "test", verify.RecorderOptions{})
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		if err := recorder.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	verifier := verify.New(ring, recorder, verify.Options{})
+	t.Cleanup(verifier.Close)
+	s := &service{t: t, ledger: l, ring: ring, log: log, recorder: recorder}
 	s.deps = api.Deps{
 		Commands: &commands.Commands{Ledger: l, Ring: ring}, Ring: ring, Ledger: l, Version: "test",
+		Verifier: verifier, Recorder: recorder, Seal: sealed,
 		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	}
-	for _, m := range more {
-		m(&s.deps)
 	}
 	r, err := s.deps.Commands.CreateRootKey(t.Context(), commands.Request{Authority: domain.System("test"), Via: "test"},
 		domain.CreateKey{Name: "first", Role: domain.Operator})
@@ -67,10 +134,16 @@ func start(t *testing.T, more ...func(*api.Deps)) *service {
 		t.Fatal(err)
 	}
 	s.root = r.Secret
-	server := httptest.NewServer(api.New(s.deps))
-	t.Cleanup(server.Close)
-	s.url = server.URL
+	s.serve()
 	return s
+}
+
+// serve answers with what the service has by now.
+func (s *service) serve() {
+	s.t.Helper()
+	server := httptest.NewServer(api.New(s.deps))
+	s.t.Cleanup(server.Close)
+	s.url = server.URL
 }
 
 // answer is what came back.
@@ -496,11 +569,6 @@ func TestCustomerKeyManages(t *testing.T) {
 	s.refused(s.do("POST", "/v1/keys", secret, keyBody(map[string]any{"limits": map[string]any{"minute": nil}})), 403, "EXCEEDS_AUTHORITY")
 }
 
-func hashOf(secret string) string {
-	h := sha256.Sum256([]byte(secret))
-	return hex.EncodeToString(h[:])
-}
-
 // Nothing that is logged holds a secret, a path or a query.
 func TestLog(t *testing.T) {
 	s := start(t)
@@ -546,5 +614,3 @@ func TestOperational(t *testing.T) {
 	s.refused(s.do("GET", "/nothing", "", ""), 404, "NOT_FOUND")
 	s.refused(s.do("PATCH", "/v1/keyspaces", s.root, ""), 405, "METHOD_NOT_ALLOWED")
 }
-
-var _ = time.Second
