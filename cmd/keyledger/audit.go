@@ -75,12 +75,12 @@ func (f *eventFlags) query() url.Values {
 	return set(url.Values{}, "keyspace", f.keyspace, "owner", f.owner, "key", f.key, "type", f.kind, "actor", f.actor)
 }
 
-var eventHeading = []string{"Time", "Type", "Keyspace", "Owner", "Key", "Actor", "Place"}
+var eventHeading = []string{"Time", "Type", "Keyspace", "Owner", "Key", "Place", "Actor"}
 
 func (a *app) eventRow(e eventView) []string {
 	return []string{
 		a.when(e.Time), e.Type, orDash(e.Keyspace), orDash(e.Owner), orDash(e.Key),
-		orDash(e.Actor.ID), e.place(),
+		e.place(), orDash(e.Actor.ID),
 	}
 }
 

@@ -343,11 +343,11 @@ func (a *app) printKeys(keys []keyView) error {
 	rows := make([][]string, len(keys))
 	for i, k := range keys {
 		rows[i] = []string{
-			k.ID, k.Keyspace, orDash(k.Owner), orDash(k.Name), orDash(k.Display), orDash(k.Environment), k.Status,
-			a.when(k.LastUsedAt), strconv.FormatInt(k.UseCount, 10), a.when(k.ExpiresAt), a.when(k.CreatedAt),
+			k.ID, orDash(k.Name), k.Status, a.when(k.LastUsedAt), strconv.FormatInt(k.UseCount, 10), orDash(k.Keyspace), orDash(k.Owner),
+			orDash(k.Environment), orDash(k.Display), a.when(k.ExpiresAt), a.when(k.CreatedAt),
 		}
 	}
-	return a.rows([]string{"Key", "Keyspace", "Owner", "Name", "Display", "Env", "Status", "Last used", "Uses", "Expires", "Created"}, rows)
+	return a.rows([]string{"Key", "Name", "Status", "Last used", "Uses", "Keyspace", "Owner", "Env", "Display", "Expires", "Created"}, rows)
 }
 
 func (a *app) keysListCommand() *cobra.Command {

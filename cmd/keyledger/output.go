@@ -28,6 +28,16 @@ func terminal(w any) bool {
 	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
 }
 
+// widthOf is the number of columns of a terminal; 0: not known.
+func widthOf(w any) int {
+	if f, ok := w.(*os.File); ok {
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil {
+			return width
+		}
+	}
+	return 0
+}
+
 // clean makes foreign text safe to print on one line: control characters and
 // marks that change the direction of writing are shown as escapes, because a
 // key's name must not be able to move the cursor or to hide what follows it.
@@ -93,25 +103,65 @@ func (a *app) rows(heading []string, rows [][]string) error {
 		_, err := io.WriteString(a.stdout, b.String())
 		return err
 	}
-	t := a.table()
-	// A terminal is narrow: what nobody has needs no column.
+	// What nobody has needs no column.
+	cells := make([][]string, len(rows))
 	var shown []int
-	var head table.Row
 	for i := range heading {
 		if len(rows) == 0 || slices.ContainsFunc(rows, func(r []string) bool { return r[i] != "-" }) {
-			shown, head = append(shown, i), append(head, heading[i])
+			shown = append(shown, i)
 		}
 	}
+	widths := make([]int, len(heading))
+	for _, i := range shown {
+		widths[i] = text.StringWidth(heading[i])
+	}
+	for n, r := range rows {
+		cells[n] = make([]string, len(r))
+		for _, i := range shown {
+			cells[n][i] = clean(r[i])
+			widths[i] = max(widths[i], text.StringWidth(cells[n][i]))
+		}
+	}
+	fits, left := a.fitting(shown, widths, heading)
+	t := table.NewWriter()
+	t.SetStyle(table.StyleRounded)
+	t.Style().Format.Header = text.FormatDefault
+	var head table.Row
+	for _, i := range fits {
+		head = append(head, heading[i])
+	}
 	t.AppendHeader(head)
-	for _, r := range rows {
-		row := make(table.Row, len(shown))
-		for at, i := range shown {
-			row[at] = a.paint(clean(r[i]))
+	for _, r := range cells {
+		var row table.Row
+		for _, i := range fits {
+			row = append(row, a.paint(r[i]))
 		}
 		t.AppendRow(row)
 	}
-	_, err := fmt.Fprintln(a.stdout, t.Render())
-	return err
+	if _, err := fmt.Fprintln(a.stdout, t.Render()); err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		a.note("the terminal is too narrow for: %s; --json has all", strings.Join(left, ", "))
+	}
+	return nil
+}
+
+// fitting are the columns that the terminal is wide enough for: the first ones,
+// because columns stand in the order of their importance. The first always is.
+func (a *app) fitting(shown, widths []int, heading []string) (fits []int, left []string) {
+	total := 1
+	for at, i := range shown {
+		total += widths[i] + 3 // a line and two blanks
+		if a.width > 0 && total > a.width && at > 0 {
+			for _, i := range shown[at:] {
+				left = append(left, heading[i])
+			}
+			return fits, left
+		}
+		fits = append(fits, i)
+	}
+	return fits, nil
 }
 
 // fields prints one record: a name and a value on each line.
@@ -123,25 +173,18 @@ func (a *app) fields(fields [][2]string) error {
 		}
 		return a.rows(nil, rows)
 	}
-	t := a.table()
+	t := table.NewWriter()
+	t.SetStyle(table.StyleRounded)
+	names := 0
 	for _, f := range fields {
+		names = max(names, text.StringWidth(f[0]))
 		t.AppendRow(table.Row{f[0], a.paint(clean(f[1]))})
+	}
+	if a.width > 0 {
+		t.SetColumnConfigs([]table.ColumnConfig{{Number: 2, WidthMax: max(a.width-names-7, 10)}})
 	}
 	_, err := fmt.Fprintln(a.stdout, t.Render())
 	return err
-}
-
-func (a *app) table() table.Writer {
-	t := table.NewWriter()
-	t.SetStyle(table.StyleRounded)
-	t.Style().Format.Header = text.FormatDefault
-	t.Style().Options.SeparateRows = false
-	if f, ok := a.stdout.(*os.File); ok {
-		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 20 {
-			t.Style().Size.WidthMax = width
-		}
-	}
-	return t
 }
 
 // paint colours the few words whose colour helps to find them.

@@ -28,7 +28,7 @@ func TestAuditList(t *testing.T) {
 		}
 	})
 	r := invoke(t, "", "audit", "list", "--keyspace", "parcelbird", "--type", "key.revoked", "--from", "24h", "--limit", "1").want(t, 0)
-	if want := "2026-01-18T11:57:00.000Z\tkey.revoked\tparcelbird\torg_1\tkey_1\tkey_0\tLEDGER 12\n"; r.stdout != want {
+	if want := "2026-01-18T11:57:00.000Z\tkey.revoked\tparcelbird\torg_1\tkey_1\tLEDGER 12\tkey_0\n"; r.stdout != want {
 		t.Errorf("stdout %q, want %q", r.stdout, want)
 	}
 	contains(t, "stderr", r.stderr, "--after p2")
@@ -137,6 +137,20 @@ func TestColour(t *testing.T) {
 		}
 		lacks(t, "stdout", r.stdout, "Keyspace", "parcelbird")
 		t.Log("\n" + r.stdout)
+	}
+}
+
+// A narrow terminal keeps the columns that matter most, and the program says
+// which are left out.
+func TestNarrowTerminal(t *testing.T) {
+	newService(t, func(w http.ResponseWriter, _ *http.Request) { answerJSON(w, 200, `{"keys":[`+oneKey+`]}`) })
+	r := invokeApp(t, "", func(a *app) { a.tty, a.width = true, 40 }, "keys", "list").want(t, 0)
+	contains(t, "stdout", r.stdout, "│ Key   │ Name │ Status │ Uses │\n")
+	contains(t, "stderr", r.stderr, "too narrow for: Keyspace, Owner, Env, Display, Expires, Created")
+	for line := range strings.Lines(r.stdout) {
+		if n := len([]rune(line)) - 1; n > 40 {
+			t.Errorf("a line of %d columns", n)
+		}
 	}
 }
 
@@ -257,7 +271,7 @@ func TestUsage(t *testing.T) {
 	newService(t, func(w http.ResponseWriter, _ *http.Request) {
 		answerJSON(w, 200, `{"usage":[{"time":"2026-01-18T11:00:00.000Z","requests":3,"p50_ms":1.25,"cost_micros":null}]}`)
 	})
-	if r := invoke(t, "", "usage", "--keyspace", "parcelbird", "--bucket", "hour").want(t, 0); r.stdout != "2026-01-18T11:00:00.000Z\t3\t1.2\t-\n" {
+	if r := invoke(t, "", "usage", "--keyspace", "parcelbird", "--bucket", "hour").want(t, 0); r.stdout != "time\trequests\tp50_ms\tcost_micros\n2026-01-18T11:00:00.000Z\t3\t1.2\t-\n" {
 		t.Errorf("stdout %q", r.stdout)
 	}
 }
@@ -320,7 +334,7 @@ func TestRootKeys(t *testing.T) {
 		t.Errorf("asked %s %s", q.target, q.body)
 	}
 	s.seen = nil
-	if r := invoke(t, "", "root-key", "list").want(t, 0); r.stdout != "key_0\tfirst\tmanager\tk/o\t-\tactive\t-\t-\n" {
+	if r := invoke(t, "", "root-key", "list").want(t, 0); r.stdout != "key_0\tfirst\tmanager\tactive\tk/o\t-\t-\t-\n" {
 		t.Errorf("stdout %q", r.stdout)
 	}
 	if q := s.only(t); q.target != "/v1/keys?keyspace=keyledger" {

@@ -19,6 +19,7 @@ type app struct {
 	stdout, stderr io.Writer
 	tty, errTTY    bool // stdout, stderr is a terminal
 	color          bool
+	width          int // of the terminal; 0: not known
 	now            func() time.Time
 
 	asJSON    bool
@@ -41,6 +42,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 func newApp(stdin io.Reader, stdout, stderr io.Writer) *app {
 	a := &app{stdin: stdin, stdout: stdout, stderr: stderr, now: time.Now}
 	a.tty, a.errTTY = terminal(stdout), terminal(stderr)
+	a.width = widthOf(stdout)
 	a.color = a.tty && os.Getenv("NO_COLOR") == ""
 	return a
 }
@@ -88,7 +90,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 unreachable,
 			a.keyspacesCommand(), a.ownersCommand(), a.keysCommand(), a.verifyCommand(), a.usageCommand(), a.watchCommand(),
 		},
 		"look": {
-			a.auditCommand(), a.projectionsCommand(), a.rootKeyCommand(), a.doctorCommand(), a.versionCommand(),
+			a.auditCommand(), a.projectionsCommand(), a.rootKeyCommand(), a.doctorCommand(), a.openapiCommand(), a.versionCommand(),
 		},
 	} {
 		for _, c := range commands {

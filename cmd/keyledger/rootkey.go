@@ -73,9 +73,9 @@ func (a *app) rootKeyListCommand() *cobra.Command {
 				if k.For != nil {
 					reach = k.For.Keyspace + "/" + k.For.Owner
 				}
-				rows[i] = []string{k.ID, orDash(k.Name), orDash(k.Role), reach, orDash(k.Display), k.Status, a.when(k.LastUsedAt), a.when(k.CreatedAt)}
+				rows[i] = []string{k.ID, orDash(k.Name), orDash(k.Role), k.Status, reach, orDash(k.Display), a.when(k.LastUsedAt), a.when(k.CreatedAt)}
 			}
-			return a.rows([]string{"Root key", "Name", "Role", "Reach", "Display", "Status", "Last used", "Created"}, rows)
+			return a.rows([]string{"Root key", "Name", "Role", "Status", "Reach", "Display", "Last used", "Created"}, rows)
 		},
 	}
 	rf.add(cmd)

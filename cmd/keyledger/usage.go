@@ -59,8 +59,15 @@ var figureOrder = []string{
 	"average_ms", "p50_ms", "p95_ms", "p99_ms", "cost_micros",
 }
 
+// shortFigure are names that let more columns fit a terminal.
+var shortFigure = map[string]string{
+	"successes": "ok", "rate_limited": "limited", "average_ms": "avg ms", "p50_ms": "p50 ms", "p95_ms": "p95 ms", "p99_ms": "p99 ms",
+	"cost_micros": "micros",
+}
+
 // printFigures prints rows of JSON objects, whatever members they have: a
-// column each, in the order of figureOrder.
+// column each, in the order of figureOrder. Outside a terminal the first line
+// names them.
 func (a *app) printFigures(members []json.RawMessage) error {
 	figures, err := decodeAll[map[string]json.RawMessage](members)
 	if err != nil {
@@ -84,6 +91,16 @@ func (a *app) printFigures(members []json.RawMessage) error {
 	for i, f := range figures {
 		for _, name := range heading {
 			rows[i] = append(rows[i], a.figure(f[name]))
+		}
+	}
+	if !a.tty {
+		// Which columns there are depends on what was asked for.
+		return a.rows(nil, append([][]string{heading}, rows...))
+	}
+	for i, name := range heading {
+		heading[i] = shortFigure[name]
+		if heading[i] == "" {
+			heading[i] = name
 		}
 	}
 	return a.rows(heading, rows)

@@ -56,7 +56,7 @@ func TestWatch(t *testing.T) {
 		t.Errorf("stdout %s", r.stdout)
 	}
 	r = invoke(t, "", "watch", "--from-sequence", "1", "--count", "1").want(t, 0)
-	if want := "2026-01-18T11:57:00.000Z\towner.registered\tparcelbird\torg_1\t-\tkey_0\tFEED 1\n"; r.stdout != want {
+	if want := "2026-01-18T11:57:00.000Z\towner.registered\tparcelbird\torg_1\t-\tFEED 1\tkey_0\n"; r.stdout != want {
 		t.Errorf("stdout %q, want %q", r.stdout, want)
 	}
 
@@ -69,7 +69,7 @@ func TestWatch(t *testing.T) {
 	<-watching.seen
 	publish(events.KeyRevoked{}, "parcelbird", "org_1", "key_9")
 	r = (<-done).want(t, 0)
-	contains(t, "stdout", r.stdout, "\tkey_9\t", "\tFEED 5\n")
+	contains(t, "stdout", r.stdout, "\tkey_9\t", "\tFEED 5\t")
 }
 
 // signalWriter closes seen when the text is written.
