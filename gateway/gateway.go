@@ -143,6 +143,7 @@ type exchange struct {
 	client    client
 	requestID string
 	keyspace  *domain.Keyspace
+	body      *duplex // nil where there is none, or no need
 	request   domain.Request
 	decision  verify.Decision
 	use       verify.Use
@@ -221,12 +222,15 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // forward sends a request to its upstream and the response back.
 func (g *Gateway) forward(w http.ResponseWriter, r *http.Request, x *exchange) {
-	// Else net/http reads the whole body of an HTTP/1 request before the first
-	// byte of its answer. Over HTTP/2 it is always so, which is no error for us.
-	_ = http.NewResponseController(w).EnableFullDuplex()
 	// Whatever ends the exchange without a response, a panic included.
 	defer g.finish(x, http.StatusBadGateway, "")
-	g.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x)))
+	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+	if r.ProtoMajor == 1 && r.Body != http.NoBody && r.ContentLength != 0 {
+		x.body = &duplex{ReadCloser: r.Body, w: w}
+		r.Body = x.body
+		defer x.body.end()
+	}
+	g.proxy.ServeHTTP(w, r)
 }
 
 func of(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
@@ -312,6 +316,9 @@ func (g *Gateway) answered(res *http.Response) error {
 		cost = res.Header.Get(name)
 	}
 	g.finish(x, res.StatusCode, cost)
+	if res.StatusCode != http.StatusSwitchingProtocols {
+		x.body.begin()
+	}
 	res.Header.Del("X-Request-Id") // ours is set, and is the one in the ledger
 	return nil
 }

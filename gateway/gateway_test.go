@@ -321,6 +321,7 @@ func TestStreaming(t *testing.T) {
 			_ = http.NewResponseController(w).Flush()
 			<-proceed
 		}
+		_, _ = io.Copy(io.Discard, in)
 		w.Header().Set("X-Sum", "42")
 	}))
 	pr, pw := io.Pipe()
@@ -602,4 +603,33 @@ func BenchmarkGateway(b *testing.B) {
 		})
 	}
 	b.Run("proxy", get)
+}
+
+// An upstream that answers before it has read the body ends the connection
+// cleanly: what is left of the body is never taken for a request.
+func TestEarlyAnswer(t *testing.T) {
+	g := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusRequestEntityTooLarge)
+		fmt.Fprint(w, "too much")
+	}))
+	conn, err := net.Dial("tcp", strings.TrimPrefix(g.server.URL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	smuggled := "GET /birds/health HTTP/1.1\r\nHost: x\r\n\r\n"
+	fmt.Fprintf(conn, "GET /birds/v1/birds HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: 1000000\r\n\r\n", secret)
+	in := bufio.NewReader(conn)
+	res, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(res.Body); res.StatusCode != 413 || string(body) != "too much" || err != nil {
+		t.Errorf("%d %s %v", res.StatusCode, body, err)
+	}
+	_, _ = io.WriteString(conn, smuggled)
+	if rest, _ := io.ReadAll(in); len(rest) != 0 {
+		t.Errorf("answered more than once: %s", rest)
+	}
+	g.used(1)
 }

@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,21 +11,21 @@ import (
 
 // stream is a stream whose head a test moves, and a ring that is told of it.
 type stream struct {
-	head, ring uint64
-	away       bool
-	asked      int
+	head, ring atomic.Uint64
+	away       atomic.Bool
+	asked      atomic.Int64
 }
 
 func (s *stream) ask(context.Context) (uint64, error) {
-	s.asked++
-	if s.away {
+	s.asked.Add(1)
+	if s.away.Load() {
 		return 0, errors.New("away")
 	}
-	return s.head, nil
+	return s.head.Load(), nil
 }
 
 func (s *stream) wait(ctx context.Context, sequence uint64) error {
-	for s.ring < sequence {
+	for s.ring.Load() < sequence {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -51,29 +52,29 @@ func TestStaleWindow(t *testing.T) {
 		if !f.ok(time.Now()) {
 			t.Error("not fresh while the stream answers")
 		}
-		s.away = true
+		s.away.Store(true)
 		time.Sleep(8 * time.Second)
 		if !f.ok(time.Now()) {
 			t.Error("not fresh within the window")
 		}
 		time.Sleep(3 * time.Second)
-		asked := s.asked
+		asked := s.asked.Load()
 		if f.ok(time.Now()) || f.okSlow() {
 			t.Error("fresh beyond the window")
 		}
-		if s.asked != asked {
+		if s.asked.Load() != asked {
 			t.Error("a refusal asked the stream")
 		}
 		if lost := f.lost(time.Now()); lost < 10*time.Second || lost > 13*time.Second {
 			t.Errorf("lost for %v", lost)
 		}
-		s.away = false
+		s.away.Store(false)
 		time.Sleep(2 * time.Second)
 		if !f.ok(time.Now()) {
 			t.Error("not fresh after the stream came back")
 		}
 		// The stream answers, but the ring does not follow: that is as stale.
-		s.head++
+		s.head.Add(1)
 		time.Sleep(20 * time.Second)
 		if f.ok(time.Now()) || f.okSlow() {
 			t.Error("fresh with a ring that stands still")
@@ -92,16 +93,16 @@ func TestPause(t *testing.T) {
 			t.Fatal("not fresh")
 		}
 		time.Sleep(3 * time.Second) // no ticker runs: the process was stopped
-		s.head = 7
+		s.head.Store(7)
 		if f.ok(time.Now()) {
 			t.Error("the lease outlives a pause")
 		}
 		go func() {
 			time.Sleep(40 * time.Millisecond)
-			s.ring = 7
+			s.ring.Store(7)
 		}()
 		begun := time.Now()
-		if !f.okSlow() || s.ring != 7 {
+		if !f.okSlow() || s.ring.Load() != 7 {
 			t.Error("answered before it caught up")
 		}
 		if took := time.Since(begun); took < 40*time.Millisecond || took > 100*time.Millisecond {
@@ -109,7 +110,7 @@ func TestPause(t *testing.T) {
 		}
 		// Where the stream cannot be asked either, the window decides, after a while.
 		time.Sleep(3 * time.Second)
-		s.away = true
+		s.away.Store(true)
 		begun = time.Now()
 		if !f.okSlow() {
 			t.Error("refused within the window")

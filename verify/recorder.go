@@ -54,6 +54,9 @@ func NewRecorder(l *ledger.Ledger, keys *seal.Keys, node string, o RecorderOptio
 // in it has counted by then.
 const settled = 50 * time.Millisecond
 
+// always is after every second.
+var always = time.Unix(1<<40, 0)
+
 func (r *Recorder) flushSeconds(ctx context.Context) {
 	for {
 		now := time.Now()
@@ -78,7 +81,7 @@ func (r *Recorder) Held() int { return r.pages.Held() }
 // disk, refusals of the current second included, or with the error of ctx.
 // A second that is flushed before it is over is counted in two facts.
 func (r *Recorder) Flush(ctx context.Context) error {
-	r.folds.flush(time.Now().Add(2 * time.Second))
+	r.folds.flush(always)
 	return r.pages.Flush(ctx)
 }
 
@@ -87,7 +90,7 @@ func (r *Recorder) Flush(ctx context.Context) error {
 func (r *Recorder) Close(ctx context.Context) error {
 	r.stop()
 	r.running.Wait()
-	r.folds.flush(time.Now().Add(2 * time.Second))
+	r.folds.flush(always)
 	return r.pages.Close(ctx)
 }
 
