@@ -188,7 +188,12 @@ func (f *Feed) moved(at place) {
 	if at.feed > f.at.feed {
 		f.at = at
 	}
-	f.writes = f.standby == nil
+	f.mu.Unlock()
+}
+
+func (f *Feed) setWrites(writes bool) {
+	f.mu.Lock()
+	f.writes = writes
 	f.mu.Unlock()
 }
 
@@ -250,6 +255,7 @@ func (f *Feed) put(ctx context.Context, sequence uint64, e events.Envelope) erro
 		if err == nil {
 			f.endStandby()
 			f.moved(place{feed, sequence})
+			f.setWrites(true)
 			return nil
 		}
 		if refusal, ok := errors.AsType[*ledger.RefusalError](err); ok {
@@ -278,7 +284,7 @@ func (f *Feed) beginStandby(ctx context.Context) {
 			f.fail(err)
 		}
 	})
-	f.moved(f.at)
+	f.setWrites(false)
 	f.Log.InfoContext(ctx, "feed: another process writes, standing by", "feed", f.at.feed)
 }
 

@@ -224,7 +224,12 @@ func (s *subscription) read() error {
 }
 
 func (s *subscription) readGroup() (delivered bool, err error) {
-	c, err := s.js.Consumer(s.run, s.Stream, s.durable(s.topic))
+	// A restarted server has forgotten the pull; without this it would be
+	// missed only when its heartbeats are.
+	ctx, cancel := context.WithCancel(s.run)
+	defer cancel()
+	defer onReconnect(s.Conn, cancel)()
+	c, err := s.js.Consumer(ctx, s.Stream, s.durable(s.topic))
 	if err != nil {
 		return false, err
 	}
@@ -232,7 +237,7 @@ func (s *subscription) readGroup() (delivered bool, err error) {
 		// One pull per message. An iterator drops messages when notices of the
 		// server fill its buffer, and was seen to wait ten seconds for a
 		// heartbeat to fail with a message there for it.
-		batch, err := c.Fetch(1, jetstream.FetchContext(noDeadline{s.run}), jetstream.FetchHeartbeat(5*time.Second))
+		batch, err := c.Fetch(1, jetstream.FetchContext(noDeadline{ctx}), jetstream.FetchHeartbeat(5*time.Second))
 		if err != nil {
 			return delivered, err
 		}
