@@ -160,7 +160,7 @@ func (a *API) auditEvents(w http.ResponseWriter, r *http.Request, c *call) error
 	}
 	page, err := log.Events(r.Context(), f, a.opener(c))
 	if err != nil {
-		return err
+		return unread(err)
 	}
 	if err := a.read(r.Context(), "events", asked, len(page.Events)); err != nil {
 		return err
@@ -197,7 +197,7 @@ func (a *API) export(w http.ResponseWriter, r *http.Request, kind string, list i
 	defer stop()
 	first, err, ok := next()
 	if ok && err != nil {
-		return err
+		return unread(err)
 	}
 	n := 0
 	counted := func(yield func(queries.AuditEvent, error) bool) {
@@ -243,12 +243,26 @@ func writeLines(w http.ResponseWriter, list iter.Seq2[queries.AuditEvent, error]
 	return nil
 }
 
+// unread is an error of reading the streams: nothing was to be recorded, so
+// there is nothing to find out with an Idempotency-Key.
+func unread(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) {
+		return &readError{unavailable("LEDGER_UNAVAILABLE", "The event store cannot be reached: ask again.", 2), err}
+	}
+	return err
+}
+
 const recordTime = 5 * time.Second
 
 // read records that somebody read the log.
 func (a *API) read(ctx context.Context, what string, asked map[string]string, count int) error {
 	c := callOf(ctx)
-	e := events.New(events.AuditRead{What: what, Filter: asked, Count: int64(count)}, a.Now())
+	filter := maps.Clone(asked)
+	delete(filter, "after")
+	if _, err := events.ParseID("key", filter["actor"]); err != nil && filter["actor"] != "" {
+		filter["actor"] = "…" // people paste secrets; what is recorded stays
+	}
+	e := events.New(events.AuditRead{What: what, Filter: filter, Count: int64(count)}, a.Now())
 	e.Keyspace, e.Owner, e.Key = asked["keyspace"], asked["owner"], asked["key"]
 	if reach := c.authority.Reach; reach != nil {
 		e.Keyspace, e.Owner = reach.Keyspace, reach.Owner
@@ -272,10 +286,15 @@ func (a *API) auditTail(w http.ResponseWriter, r *http.Request, c *call) error {
 	log := queries.NewAudit(a.Ledger)
 	if f.After == "" {
 		if f.After, err = log.Now(r.Context()); err != nil {
-			return err
+			return unread(err)
 		}
-	} else if _, err := log.Events(r.Context(), queries.AuditFilter{After: f.After, Keyspace: f.Keyspace, Owner: f.Owner, Key: f.Key, Types: f.Types, Limit: 1}, nil); err != nil {
-		return err // a forged cursor, before the answer has begun
+	}
+	// A filter that makes no sense and a forged cursor are refused before the
+	// answer has begun.
+	probe := f
+	probe.Limit = 1
+	if _, err := log.Events(r.Context(), probe, nil); err != nil {
+		return unread(err)
 	}
 	if err := a.read(r.Context(), "tail", asked, 0); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
@@ -205,14 +206,22 @@ const extrasTime = 500 * time.Millisecond
 // view is a key with what only the read models know.
 func (a *API) view(ctx context.Context, k *domain.Key) Key {
 	v := queries.ViewOf(k, a.Now())
-	if a.Queries != nil {
-		ctx, cancel := context.WithTimeout(ctx, extrasTime)
-		defer cancel()
-		if extras, err := a.Queries.Extras(ctx, k.ID); err == nil {
-			v.LastUsedAt, v.UseCount = extras[k.ID].LastUsedAt, extras[k.ID].UseCount
-		}
-	}
+	x := a.extra(ctx, k.ID)
+	v.LastUsedAt, v.UseCount = x.LastUsedAt, x.UseCount
 	return Key(v)
+}
+
+func (a *API) extra(ctx context.Context, id string) queries.Extra {
+	if a.Queries == nil {
+		return queries.Extra{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, extrasTime)
+	defer cancel()
+	found, err := a.Queries.Extras(ctx, id)
+	if err != nil {
+		a.Log.LogAttrs(ctx, slog.LevelWarn, "a key is answered without its uses", slog.String("request_id", callOf(ctx).requestID), slog.Any("error", err))
+	}
+	return found[id]
 }
 
 func (a *API) changed(r commands.Result) Changed {
@@ -379,7 +388,8 @@ func (a *API) endGrace(ctx context.Context, in *reasonInput) (*graceEnded, error
 	if err != nil {
 		return nil, err
 	}
-	return &graceEnded{a.changed(r), GraceEnded{Key: a.view(ctx, r.Key), Replayed: r.Replayed}}, nil
+	used := a.extra(ctx, in.ID).PreviousUsedAt
+	return &graceEnded{a.changed(r), GraceEnded{a.view(ctx, r.Key), used, r.Replayed}}, nil
 }
 
 func (a *API) revokeKey(ctx context.Context, in *reasonInput) (*keyChanged, error) {

@@ -43,7 +43,7 @@ func (a *API) readModel(ctx context.Context, projection string, read func(contex
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && !away[pg.Code[:2]] {
 		return err // it answered, and something of ours is wrong
 	}
-	return &readModelError{unavailable("READ_MODELS_UNAVAILABLE", "PostgreSQL, which lists and figures come from, cannot be reached. Single keys, verification and commands go on without it.", 2), err}
+	return &readError{unavailable("READ_MODELS_UNAVAILABLE", "PostgreSQL, which lists and figures come from, cannot be reached. Single keys, verification and commands go on without it.", 2), err}
 }
 
 // away are the classes of errors in which PostgreSQL cannot do its work at the
@@ -51,14 +51,14 @@ func (a *API) readModel(ctx context.Context, projection string, read func(contex
 // operator intervention, system.
 var away = map[string]bool{"08": true, "53": true, "57": true, "58": true}
 
-// readModelError keeps the cause for the log.
-type readModelError struct {
+// readError keeps the cause for the log.
+type readError struct {
 	*Problem
 	cause error
 }
 
-func (e *readModelError) Error() string { return e.cause.Error() }
-func (e *readModelError) Unwrap() error { return e.Problem }
+func (e *readError) Error() string { return e.cause.Error() }
+func (e *readError) Unwrap() error { return e.Problem }
 
 // within narrows a filter to what the caller may see. A keyspace, owner or key
 // that is not theirs to see is the same 404 as one that is absent.
@@ -83,6 +83,9 @@ func (a *API) within(ctx context.Context, keyspace, owner, key *string, root boo
 		if *owner != "" && a.Ring.Owner(*keyspace, *owner) == nil {
 			return domain.OwnerNotFound()
 		}
+	}
+	if *owner != "" && !domain.ValidEntityID(*owner) {
+		return domain.OwnerNotFound()
 	}
 	if key == nil || *key == "" {
 		return nil

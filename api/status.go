@@ -124,7 +124,7 @@ func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error)
 	for _, name := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ} {
 		head, err := a.Ledger.Head(ctx, name)
 		if err != nil {
-			return nil, err
+			return nil, unread(err)
 		}
 		heads[name] = head
 		status := StreamStatus{Stream: name, Head: head}
@@ -154,7 +154,7 @@ func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error)
 func (a *API) projectionStatus(ctx context.Context) ([]ProjectionStatus, error) {
 	found, err := a.Runner.Status(ctx)
 	if err != nil {
-		return nil, err
+		return nil, unread(err)
 	}
 	list := []ProjectionStatus{}
 	for _, p := range found {

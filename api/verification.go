@@ -286,7 +286,7 @@ func (a *API) uses(decode func([]byte, any) error) func(http.ResponseWriter, *ht
 		if len(reports) > 0 {
 			if err := a.Verifier.Report(r.Context(), reports, "api"); err != nil {
 				if errors.Is(err, verify.ErrAuditUnavailable) {
-					return &readModelError{unavailable("AUDIT_UNAVAILABLE", "The outcomes could not be recorded: send them again.", 1), err}
+					return &readError{unavailable("AUDIT_UNAVAILABLE", "The outcomes could not be recorded: send them again.", 1), err}
 				}
 				return err
 			}
