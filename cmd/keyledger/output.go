@@ -221,29 +221,29 @@ func (a *app) when(t events.Time) string {
 	return relative(t.Time().Sub(a.now()))
 }
 
-// relative writes a distance in time with its largest unit: 3m ago, in 12d.
+// relative writes a distance in time with its largest unit: 3m ago, in 12d. What
+// is to come is rounded up, so that a key made for 30 days expires in 30d.
 func relative(d time.Duration) string {
 	past := d < 0
 	if past {
 		d = -d
 	}
-	var s string
-	switch {
-	case d < time.Second:
+	if d < time.Second {
 		return "now"
+	}
+	unit, name := 24*time.Hour, "d"
+	switch {
 	case d < time.Minute:
-		s = fmt.Sprintf("%ds", d/time.Second)
+		unit, name = time.Second, "s"
 	case d < time.Hour:
-		s = fmt.Sprintf("%dm", d/time.Minute)
+		unit, name = time.Minute, "m"
 	case d < 48*time.Hour:
-		s = fmt.Sprintf("%dh", d/time.Hour)
-	default:
-		s = fmt.Sprintf("%dd", d/(24*time.Hour))
+		unit, name = time.Hour, "h"
 	}
 	if past {
-		return s + " ago"
+		return fmt.Sprintf("%d%s ago", d/unit, name)
 	}
-	return "in " + s
+	return fmt.Sprintf("in %d%s", (d+unit-1)/unit, name)
 }
 
 func orDash(s string) string {

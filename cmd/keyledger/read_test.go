@@ -346,6 +346,7 @@ func TestRelative(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0: "now", 999 * time.Millisecond: "now", -time.Second: "1s ago", 59 * time.Second: "in 59s", -3 * time.Minute: "3m ago",
 		47 * time.Hour: "in 47h", -48 * time.Hour: "2d ago", 400 * 24 * time.Hour: "in 400d",
+		30*24*time.Hour - time.Millisecond: "in 30d",
 	} {
 		if got := relative(d); got != want {
 			t.Errorf("relative(%v) = %q, want %q", d, got, want)
