@@ -538,3 +538,19 @@ func TestFeed(t *testing.T) {
 		t.Errorf("republished %s %v %s", m.Subject, m.Header, m.Data)
 	}
 }
+
+// A reader that is given its last batch because it is ended may leave with it.
+func TestLeavingWithTheLastBatch(t *testing.T) {
+	l := open(t, testenv.Conn(t, testenv.NATS(t)), ledger.Options{})
+	if _, err := l.Append(t.Context(), 0, created("org_1", "key_1", 1)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(100*time.Millisecond, cancel)
+	for batch, err := range l.FollowBatches(ctx, events.Ledger, 0, 10, time.Hour) {
+		if err != nil || len(batch) != 1 {
+			t.Errorf("%d records, %v", len(batch), err)
+		}
+		break
+	}
+}

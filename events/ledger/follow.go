@@ -246,7 +246,9 @@ func (r *reader) batches(ctx context.Context, most int, within time.Duration) it
 				}
 			}
 			if !ok {
-				flush()
+				if !flush() {
+					return
+				}
 				if err := context.Cause(ctx); err != nil {
 					yield(nil, err)
 				}
