@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -17,7 +18,7 @@ import (
 )
 
 const (
-	rebuildRecords = 50_000 // per transaction
+	rebuildRecords = 25_000 // per transaction
 	nearEnough     = 2_000  // messages behind, before the live projection is held
 )
 
@@ -223,42 +224,65 @@ func (b *rebuilding) fill(ctx context.Context) error {
 	}
 }
 
-// read applies the records after at, up to and with a sequence.
+// read applies the records after at, up to and with a sequence. While one batch
+// is applied the next is read.
 func (b *rebuilding) read(ctx context.Context, to uint64, apply func([]events.Record) error) error {
 	if to <= b.at.sequence {
 		return nil
 	}
-	var batch []events.Record
-	flush := func() error {
-		if len(batch) == 0 {
-			return nil
-		}
+	ctx, cancel := context.WithCancel(ctx)
+	var reader sync.WaitGroup
+	defer reader.Wait()
+	defer cancel()
+	batches := make(chan []events.Record)
+	var failed error // set before batches is closed
+	reader.Go(func() {
+		defer close(batches)
+		failed = b.cut(ctx, b.at.sequence+1, to, batches)
+	})
+	for batch := range batches {
 		if err := apply(batch); err != nil {
 			return err
 		}
 		b.at = placeOf(batch[len(batch)-1])
 		b.progress(b.at.sequence, to)
-		batch = batch[:0]
-		return nil
 	}
-	for rec, err := range b.ledger.Read(ctx, b.p.Stream(), b.at.sequence+1, to) {
-		if err != nil {
-			return err
-		}
-		if len(batch) >= rebuildRecords && rec.Sequence != batch[len(batch)-1].Sequence {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
-		batch = append(batch, rec)
-	}
-	if err := flush(); err != nil {
-		return err
+	if failed != nil {
+		return failed
 	}
 	if b.at.sequence != to {
 		return fmt.Errorf("%s ends at sequence %d, but the projection stands at %d", b.p.Stream(), b.at.sequence, to)
 	}
 	return nil
+}
+
+// cut reads batches of whole messages.
+func (b *rebuilding) cut(ctx context.Context, from, to uint64, batches chan<- []events.Record) error {
+	batch := make([]events.Record, 0, rebuildRecords)
+	flush := func() error {
+		if len(batch) == 0 {
+			return nil
+		}
+		select {
+		case batches <- batch:
+			batch = make([]events.Record, 0, cap(batch))
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	for r, err := range b.ledger.Read(ctx, b.p.Stream(), from, to) {
+		if err != nil {
+			return err
+		}
+		if len(batch) >= rebuildRecords && r.Sequence != batch[len(batch)-1].Sequence {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		batch = append(batch, r)
+	}
+	return flush()
 }
 
 func livePosition(ctx context.Context, q interface {
