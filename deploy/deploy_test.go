@@ -1,0 +1,581 @@
+// Package deploy holds what runs keyledger in production, as files; its tests
+// hold those files against the programs that read them.
+//
+// What they cannot show: that the images exist under their pinned versions, and
+// that a container engine starts them.
+package deploy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/internal/testenv"
+	"github.com/keyledger/keyledger/migrations"
+)
+
+// secrets runs make-secrets, as an operator does.
+func secrets(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "se crets")
+	if out, err := exec.Command("sh", "make-secrets", dir).CombinedOutput(); err != nil {
+		t.Fatalf("make-secrets: %v\n%s", err, out)
+	}
+	return dir
+}
+
+func read(t *testing.T, path ...string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(path...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// A second run keeps what is there; nobody else may read any of it; the master
+// key is one that the program takes.
+func TestSecrets(t *testing.T) {
+	dir := secrets(t)
+	before := map[string]string{}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %o", e.Name(), info.Mode().Perm())
+		}
+		before[e.Name()] = read(t, dir, e.Name())
+		if len(before[e.Name()]) < 24 {
+			t.Errorf("%s holds %d bytes", e.Name(), len(before[e.Name()]))
+		}
+	}
+	if out, err := exec.Command("sh", "make-secrets", dir).CombinedOutput(); err != nil {
+		t.Fatalf("the second run: %v\n%s", err, out)
+	}
+	for name, was := range before {
+		if read(t, dir, name) != was {
+			t.Errorf("the second run changed %s", name)
+		}
+	}
+	if _, err := seal.LoadMaster(filepath.Join(dir, "master_key")); err != nil {
+		t.Error(err)
+	}
+}
+
+// cluster starts the three nodes from nats.conf, each on free loopback ports, and
+// returns where clients connect.
+func cluster(t *testing.T, secrets string) (urls string, nodes []*server.Server) {
+	t.Helper()
+	etc := t.TempDir()
+	for _, f := range []struct{ name, text string }{{"nats.conf", read(t, "nats", "nats.conf")}, {"passwords.conf", read(t, secrets, "nats_passwords.conf")}} {
+		if err := os.WriteFile(filepath.Join(etc, f.name), []byte(f.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var all []*server.Options
+	var clients []string
+	routes := map[string]string{} // by host in the file
+	for i := range 3 {
+		name := fmt.Sprintf("nats-%d", i+1)
+		t.Setenv("SERVER_NAME", name)
+		o, err := server.ProcessConfigFile(filepath.Join(etc, "nats.conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !o.JetStream || !o.SyncAlways || o.JetStreamDomain != "keyledger" || o.ServerName != name || o.Cluster.Name != "keyledger" || len(o.Routes) != 3 || o.HTTPPort != 8222 {
+			t.Errorf("node %s: JetStream %v, sync always %v, domain %q, name %q, cluster %q, %d routes, monitoring on %d",
+				name, o.JetStream, o.SyncAlways, o.JetStreamDomain, o.ServerName, o.Cluster.Name, len(o.Routes), o.HTTPPort)
+		}
+		o.NoSigs, o.StoreDir = true, t.TempDir()
+		o.Host, o.Port = "127.0.0.1", port(t)
+		o.HTTPHost, o.HTTPPort = "127.0.0.1", -1
+		o.Cluster.Host, o.Cluster.Port = "127.0.0.1", port(t)
+		routes[name+":6222"] = fmt.Sprintf("127.0.0.1:%d", o.Cluster.Port)
+		clients = append(clients, fmt.Sprintf("nats://127.0.0.1:%d", o.Port))
+		all = append(all, o)
+	}
+	for _, o := range all {
+		for i, r := range o.Routes {
+			to, ok := routes[r.Host]
+			if !ok {
+				t.Fatalf("a route to %s, which is none of the nodes", r.Host)
+			}
+			o.Routes[i] = &url.URL{Scheme: r.Scheme, User: r.User, Host: to}
+		}
+		s, err := server.NewServer(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Start()
+		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+		nodes = append(nodes, s)
+	}
+	// Nothing signals an election.
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		leaders, current := 0, 0
+		for _, s := range nodes {
+			if s.JetStreamIsLeader() && len(s.JetStreamClusterPeers()) == 3 {
+				leaders++
+			}
+			if s.JetStreamIsCurrent() {
+				current++
+			}
+		}
+		if leaders == 1 && current == 3 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after a minute the cluster has %d leaders, and %d of 3 nodes follow", leaders, current)
+		}
+	}
+	return strings.Join(clients, ","), nodes
+}
+
+func port(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func connect(t *testing.T, urls, user, password string, opts ...nats.Option) *nats.Conn {
+	t.Helper()
+	// Violations come asynchronously; the requests that hit one are waited for by
+	// their own means.
+	nc, err := nats.Connect(urls, append([]nats.Option{nats.UserInfo(user, password), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}, opts...)...)
+	if err != nil {
+		t.Fatalf("connect as %s: %v", user, err)
+	}
+	t.Cleanup(nc.Close)
+	return nc
+}
+
+// denied reports whether the server refuses a user to publish on a subject: the
+// refusal is on its way before the answer to the flush is.
+func denied(t *testing.T, urls, user, password, subject string) bool {
+	t.Helper()
+	refused := make(chan error, 1)
+	nc := connect(t, urls, user, password, nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+		select {
+		case refused <- err:
+		default:
+		}
+	}))
+	if err := nc.Publish(subject, []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	if err := nc.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-refused:
+		return errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), subject)
+	case <-time.After(200 * time.Millisecond): // longer than the callback takes
+		return false
+	}
+}
+
+// The three nodes as configured take the service's work and refuse every way of
+// changing history behind its back.
+func TestCluster(t *testing.T) {
+	dir := secrets(t)
+	urls, nodes := cluster(t, dir)
+	user := func(file string) (string, string) {
+		name, password, ok := strings.Cut(strings.TrimSpace(read(t, dir, file)), ":")
+		if !ok {
+			t.Fatalf("%s holds no user:password", file)
+		}
+		return name, password
+	}
+	password := func(variable string) string {
+		m := regexp.MustCompile(variable + `: "([^"]+)"`).FindStringSubmatch(read(t, dir, "nats_passwords.conf"))
+		if m == nil {
+			t.Fatalf("there is no %s", variable)
+		}
+		return m[1]
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	master, err := seal.LoadMaster(filepath.Join(dir, "master_key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As the program asks: each node's own word, over its monitoring address.
+	synced := func(ctx context.Context) (bool, error) {
+		for _, s := range nodes {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.MonitorAddr().String()+"/jsz?config=true", nil)
+			if err != nil {
+				return false, err
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return false, err
+			}
+			defer resp.Body.Close()
+			var jsz struct {
+				Config struct {
+					SyncAlways bool `json:"sync_always"`
+				} `json:"config"`
+			}
+			if err := json.NewDecoder(resp.Body).Decode(&jsz); err != nil || !jsz.Config.SyncAlways {
+				return false, err
+			}
+		}
+		return true, nil
+	}
+	node := func(name, password string, readOnly bool) (*ledger.Ledger, *seal.Keys) {
+		nc := connect(t, urls, name, password)
+		l, err := ledger.Open(ctx, nc, ledger.Options{Replicas: 3, ReadOnly: readOnly, SyncAlways: synced})
+		if err != nil {
+			t.Fatalf("as %s: %v", name, err)
+		}
+		t.Cleanup(func() { l.Close() })
+		js, err := jetstream.New(nc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, err := seal.Open(ctx, js, master, 3)
+		if err != nil {
+			t.Fatalf("as %s: %v", name, err)
+		}
+		t.Cleanup(keys.Close)
+		return l, keys
+	}
+	service, servicePassword := user("nats_service")
+	gateway, gatewayPassword := user("nats_gateway")
+
+	// The service: creates, appends one and several, reads back, seals, erases.
+	l, keys := node(service, servicePassword, false)
+	fact := func(key string) events.Envelope {
+		e := events.New(events.KeyRevoked{Reason: "test"}, time.Now())
+		e.Keyspace, e.Owner, e.Key, e.KeyVersion = "parcelbird", "org_1", key, 1
+		return e
+	}
+	if _, err := l.Append(ctx, 0, fact("key_1")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.AppendBatch(ctx, []ledger.Expect{{Event: fact("key_2")}, {Event: fact("key_3")}}); err != nil {
+		t.Fatal(err)
+	}
+	started := events.New(events.ServiceStarted{Program: "serve", Node: "n"}, time.Now())
+	if _, err := l.AppendOps(ctx, started); err != nil {
+		t.Fatal(err)
+	}
+	body, err := events.Encode(started)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.AppendPage(ctx, "parcelbird", "n", [][]byte{body}); err != nil {
+		t.Fatal(err)
+	}
+	follow := func(l *ledger.Ledger, who string) {
+		n := 0
+		for _, err := range l.Follow(ctx, events.Ledger, 0) {
+			if err != nil {
+				t.Fatalf("as %s: %v", who, err)
+			}
+			if n++; n == 3 {
+				break
+			}
+		}
+	}
+	follow(l, service)
+	box, err := keys.Seal(ctx, "parcelbird", "org_1", time.Now(), "192.0.2.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	// A gateway: reads the same, opens what the service sealed, records uses.
+	g, gatewayKeys := node(gateway, gatewayPassword, true)
+	follow(g, gateway)
+	if plain, err := gatewayKeys.Open(ctx, box); err != nil || plain != "192.0.2.1" {
+		t.Errorf("as %s: opened %q, %v", gateway, plain, err)
+	}
+	if _, err := g.AppendPage(ctx, "parcelbird", "g", [][]byte{body}); err != nil {
+		t.Errorf("as %s: %v", gateway, err)
+	}
+	if err := keys.Destroy(ctx, box.Key); err != nil {
+		t.Error(err)
+	}
+
+	// A subscriber: the durable consumer that an operator makes, and live.
+	admin, err := jetstream.New(connect(t, urls, "admin", password("ADMIN_PASSWORD")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admin.CreateConsumer(ctx, events.Feed, jetstream.ConsumerConfig{Durable: "revocations", FilterSubject: "feed.key.revoked.>", AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
+		t.Fatal(err)
+	}
+	subscriber := connect(t, urls, "subscriber", password("SUBSCRIBER_PASSWORD"), nats.CustomInboxPrefix("_INBOX_subscriber"))
+	live, err := subscriber.SubscribeSync("live.key.revoked.>")
+	if err != nil || subscriber.Flush() != nil {
+		t.Fatal(err)
+	}
+	sjs, err := jetstream.New(subscriber)
+	if err != nil {
+		t.Fatal(err)
+	}
+	feed := connect(t, urls, service, servicePassword)
+	fjs, err := jetstream.New(feed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fjs.Publish(ctx, "feed.key.revoked.parcelbird.org_1.key_1", []byte("{}")); err != nil {
+		t.Fatal(err)
+	}
+	if m, err := live.NextMsgWithContext(ctx); err != nil || m.Subject != "live.key.revoked.parcelbird.org_1.key_1" {
+		t.Errorf("live: %v, %v", m, err)
+	}
+	durable, err := sjs.Consumer(ctx, events.Feed, "revocations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := durable.Next(jetstream.FetchMaxWait(20 * time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.DoubleAck(ctx); err != nil {
+		t.Errorf("a subscriber's acknowledgement: %v", err)
+	}
+
+	// What nobody of them may.
+	passwords := map[string]string{service: servicePassword, gateway: gatewayPassword, "subscriber": password("SUBSCRIBER_PASSWORD")}
+	for name, password := range passwords {
+		subjects := []string{"$JS.API.STREAM.CREATE.OTHER", "$JS.API.SERVER.REMOVE", "$JS.API.ACCOUNT.PURGE.KEYLEDGER"}
+		for _, stream := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ, "KV_" + seal.Bucket} {
+			for _, verb := range []string{"STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE", "STREAM.RESTORE", "STREAM.SNAPSHOT"} {
+				subjects = append(subjects, "$JS.API."+verb+"."+stream)
+			}
+			if name != service {
+				subjects = append(subjects, "$JS.API.STREAM.CREATE."+stream)
+			}
+		}
+		if name != service {
+			subjects = append(subjects, "ledger.parcelbird.org_1.key_1", "feed.key.revoked.parcelbird.org_1.key_1", "dlq.feed")
+		}
+		if name == "subscriber" {
+			subjects = append(subjects, "usage.parcelbird.n", "ops.parcelbird._._", "$KV."+seal.Bucket+".x",
+				"$JS.API.CONSUMER.CREATE.LEDGER.x", "$JS.API.CONSUMER.CREATE.FEED.x", "$JS.API.CONSUMER.MSG.NEXT.LEDGER.x", "$JS.API.DIRECT.GET.LEDGER")
+		}
+		for _, subject := range subjects {
+			if !denied(t, urls, name, password, subject) {
+				t.Errorf("%s may publish %s", name, subject)
+			}
+		}
+	}
+	// The check above can fail.
+	if denied(t, urls, service, servicePassword, "ops.parcelbird._._") {
+		t.Error("the service may not record its own acts")
+	}
+	// Creating is no way of changing: a stream that is there stays as it is.
+	small := ledger.Config(events.Ledger, 3)
+	small.MaxMsgs = 1
+	if _, err := fjs.CreateStream(ctx, small); !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
+		t.Errorf("creating LEDGER with a limit: %v", err)
+	}
+	if nc, err := nats.Connect(urls); err == nil {
+		nc.Close()
+		t.Error("somebody without a password was let in")
+	}
+}
+
+type composeFile struct {
+	Services map[string]struct {
+		Image       string
+		Build       any
+		Command     []string
+		Environment map[string]string
+		Secrets     []any
+		Volumes     []string
+		Healthcheck struct{ Test []string }
+	}
+	Secrets map[string]struct{ File string }
+}
+
+func composed(t *testing.T) composeFile {
+	t.Helper()
+	var c composeFile
+	if err := yaml.Unmarshal([]byte(read(t, "..", "docker-compose.yml")), &c); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Every file that docker-compose.yml mounts is there, or make-secrets makes it;
+// every image is pinned; every service says whether it is well.
+func TestCompose(t *testing.T) {
+	c, dir := composed(t), secrets(t)
+	want := []string{"gateway", "grafana", "nats-1", "nats-2", "nats-3", "postgres", "serve"}
+	var names []string
+	for name, s := range c.Services {
+		names = append(names, name)
+		if _, version, ok := strings.Cut(s.Image, ":"); !ok || version == "latest" {
+			t.Errorf("%s: image %q is not pinned", name, s.Image)
+		}
+		if len(s.Healthcheck.Test) == 0 {
+			t.Errorf("%s has no health check", name)
+		}
+		for _, v := range s.Volumes {
+			from, to, _ := strings.Cut(v, ":")
+			if !strings.HasPrefix(from, ".") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join("..", from)); err != nil {
+				t.Errorf("%s mounts %s: %v", name, from, err)
+			}
+			if i := slices.Index(s.Command, "--config"); strings.HasSuffix(from, name+".yaml") && !strings.HasPrefix(to, s.Command[i+1]) {
+				t.Errorf("%s is told to read %s, but the file is at %s", name, s.Command[i+1], to)
+			}
+		}
+	}
+	slices.Sort(names)
+	if !slices.Equal(names, want) {
+		t.Errorf("services %v, want %v", names, want)
+	}
+	for name, s := range c.Secrets {
+		if _, err := os.Stat(filepath.Join(dir, filepath.Base(s.File))); err != nil {
+			t.Errorf("secret %s: make-secrets makes no %s", name, filepath.Base(s.File))
+		}
+	}
+	if len(c.Secrets) != 9 {
+		t.Errorf("%d secrets", len(c.Secrets))
+	}
+}
+
+// The role and every query of the dashboard work on a database that the service
+// has migrated, with the rights that Grafana has.
+func TestDashboard(t *testing.T) {
+	ctx := t.Context()
+	pool, err := pgxpool.New(ctx, testenv.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	if _, err := migrations.Up(ctx, pool); err != nil {
+		t.Fatal(err)
+	}
+	// What reader.sh does, but given up again: roles belong to the whole server.
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx))
+	script := read(t, "postgres", "reader.sh")
+	_, sql, ok := strings.Cut(script, "<<'END'\n")
+	sql, _, ended := strings.Cut(sql, "END\n")
+	if !ok || !ended {
+		t.Fatal("reader.sh holds no SQL between END and END")
+	}
+	sql = strings.ReplaceAll(strings.Replace(sql, "create role keyledger_reader nologin;\n", "", 1), ":'password'", "'x'")
+	if _, err := tx.Exec(ctx, sql); err != nil {
+		t.Fatalf("reader.sh: %v", err)
+	}
+	if _, err := tx.Exec(ctx, "set local role grafana"); err != nil {
+		t.Fatal(err)
+	}
+
+	var dashboard struct {
+		UID        string
+		Templating struct {
+			List []struct {
+				Query      string
+				Datasource struct{ UID string }
+			}
+		}
+		Panels []struct {
+			Title   string
+			Targets []struct {
+				RawSQL     string
+				Datasource struct{ UID string }
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(read(t, "grafana", "dashboards", "keyledger.json")), &dashboard); err != nil {
+		t.Fatal(err)
+	}
+	var sources struct{ Datasources []struct{ UID, User string } }
+	if err := yaml.Unmarshal([]byte(read(t, "grafana", "provisioning", "datasources", "keyledger.yaml")), &sources); err != nil {
+		t.Fatal(err)
+	}
+	if len(sources.Datasources) != 1 || sources.Datasources[0].User != "grafana" {
+		t.Fatalf("data sources %+v", sources)
+	}
+	try := func(title, uid, sql string) {
+		t.Helper()
+		if uid != sources.Datasources[0].UID {
+			t.Errorf("%s: data source %q is not provisioned", title, uid)
+		}
+		// As Grafana expands them.
+		sql = regexp.MustCompile(`\$__timeFilter\(([a-z.]+)\)`).ReplaceAllString(sql, "$1 between '2026-01-01T00:00:00Z' and '2026-01-02T00:00:00Z'")
+		sql = strings.ReplaceAll(sql, "$keyspace", "'parcelbird','other'")
+		if strings.Contains(sql, "$") {
+			t.Errorf("%s: not expanded: %s", title, sql)
+		}
+		if err := attempt(ctx, tx, sql); err != nil {
+			t.Errorf("%s: %v\n%s", title, err, sql)
+		}
+	}
+	for _, v := range dashboard.Templating.List {
+		try("variable", v.Datasource.UID, v.Query)
+	}
+	if len(dashboard.Panels) < 5 {
+		t.Errorf("%d panels", len(dashboard.Panels))
+	}
+	for _, p := range dashboard.Panels {
+		for _, target := range p.Targets {
+			try(p.Title, target.Datasource.UID, target.RawSQL)
+		}
+	}
+	// Grafana's user reads the views and nothing else.
+	for _, sql := range []string{"select * from keyledger.keys_v1", "select * from keyledger.ledger_v1", "delete from analytics.keys"} {
+		if attempt(ctx, tx, sql) == nil {
+			t.Errorf("Grafana's user may %s", sql)
+		}
+	}
+}
+
+// attempt leaves tx usable where sql fails.
+func attempt(ctx context.Context, tx pgx.Tx, sql string) error {
+	inner, err := tx.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer inner.Rollback(ctx)
+	rows, err := inner.Query(ctx, sql)
+	if err != nil {
+		return err
+	}
+	_, err = pgx.CollectRows(rows, pgx.RowToMap)
+	return err
+}
