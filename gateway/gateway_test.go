@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -584,25 +586,37 @@ audit: always
 	}
 }
 
+// The gateway with everything on, beside a bare httputil.ReverseProxy.
 func BenchmarkGateway(b *testing.B) {
-	up := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write([]byte("ok")) })
-	g := newRig(b, up)
-	get := func(b *testing.B) {
-		b.ReportAllocs()
-		b.RunParallel(func(p *testing.PB) {
-			for p.Next() {
-				r := g.request("GET", "/birds/v1/birds/7", nil, bearer...)
-				res, err := g.server.Client().Do(r)
-				if err != nil {
-					b.Error(err)
-					return
+	g := newRig(b, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = w.Write([]byte("ok")) }))
+	to, err := url.Parse(g.upstream.URL)
+	if err != nil {
+		b.Fatal(err)
+	}
+	bare := httptest.NewServer(&httputil.ReverseProxy{
+		Rewrite:   func(p *httputil.ProxyRequest) { p.SetURL(to) },
+		Transport: &http.Transport{MaxIdleConnsPerHost: 256, DisableCompression: true},
+	})
+	b.Cleanup(bare.Close)
+	for _, c := range []struct{ name, url string }{{"bare", bare.URL}, {"gateway", g.server.URL}} {
+		b.Run(c.name, func(b *testing.B) {
+			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256, DisableCompression: true}}
+			b.ReportAllocs()
+			b.RunParallel(func(p *testing.PB) {
+				for p.Next() {
+					r := g.request("GET", "/birds/v1/birds/7", nil, bearer...)
+					r.URL.Host = strings.TrimPrefix(c.url, "http://")
+					res, err := client.Do(r)
+					if err != nil {
+						b.Error(err)
+						return
+					}
+					_, _ = io.Copy(io.Discard, res.Body)
+					res.Body.Close()
 				}
-				_, _ = io.Copy(io.Discard, res.Body)
-				res.Body.Close()
-			}
+			})
 		})
 	}
-	b.Run("proxy", get)
 }
 
 // An upstream that answers before it has read the body ends the connection

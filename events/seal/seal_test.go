@@ -139,6 +139,43 @@ func TestDestroy(t *testing.T) {
 	}
 }
 
+// An erasure that happened around a lost connection is not missed.
+func TestReconnected(t *testing.T) {
+	n := testenv.NATS(t)
+	a := open(t, n, master)
+	nc := testenv.Conn(t, n)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := seal.Open(t.Context(), js, master, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.Close)
+	for i := range 5 {
+		s := sealed(t, a, "birds", fmt.Sprint("org_", i), "secret place")
+		if _, err := b.Open(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		if err := nc.ForceReconnect(); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.Destroy(t.Context(), s.Key); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(10 * time.Second); ; {
+			_, err := b.Open(t.Context(), s)
+			if errors.Is(err, seal.ErrErased) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("after a reconnection it still answers %v, want ErrErased", err)
+			}
+		}
+	}
+}
+
 // A box moved to another owner, and one with a changed byte, do not open, and
 // the error does not tell what they held.
 func TestTampered(t *testing.T) {
