@@ -14,26 +14,45 @@ import (
 	"time"
 )
 
-var program = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "keyledger-test-")
-	if err != nil {
-		return "", err
-	}
-	if err := removeAfter(dir); err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "keyledger")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/keyledger/keyledger/cmd/keyledger").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build the program: %w\n%s", err, out)
-	}
-	return path, nil
-})
+// built builds a main package once per test process.
+func built(name, pkg string) func() (string, error) {
+	return sync.OnceValues(func() (string, error) {
+		dir, err := os.MkdirTemp("", "keyledger-test-")
+		if err != nil {
+			return "", err
+		}
+		if err := removeAfter(dir); err != nil {
+			return "", err
+		}
+		path := filepath.Join(dir, name)
+		out, err := exec.Command("go", "build", "-o", path, pkg).CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
+		return path, nil
+	})
+}
+
+var (
+	program = built("keyledger", "github.com/keyledger/keyledger/cmd/keyledger")
+	server  = built("nats-server", "github.com/nats-io/nats-server/v2")
+)
 
 // Build builds the program once per test process and answers where it is.
 func Build(t testing.TB) (path string) {
 	t.Helper()
 	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// BuildNATS builds nats-server, of the version that go.mod names, once per test
+// process and answers where it is: for a server that may be killed.
+func BuildNATS(t testing.TB) (path string) {
+	t.Helper()
+	path, err := server()
 	if err != nil {
 		t.Fatal(err)
 	}
