@@ -16,7 +16,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"keyledger": main})
+	testscript.Main(m, map[string]func(){"keyledger": main, "curl": curlMain})
 }
 
 // The scripts use the program from outside, as far as that needs no service.
