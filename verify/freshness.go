@@ -104,7 +104,7 @@ func (f *freshness) catchUp() <-chan struct{} {
 		defer close(done)
 		ctx, cancel := context.WithTimeout(context.Background(), catchTime)
 		defer cancel()
-		for !f.probe(ctx) && ctx.Err() == nil {
+		for !f.caughtUp(ctx) && ctx.Err() == nil {
 			select {
 			case <-ctx.Done():
 			case <-time.After(tick):
@@ -116,6 +116,17 @@ func (f *freshness) catchUp() <-chan struct{} {
 		f.grant(time.Now())
 	}()
 	return done
+}
+
+// caughtUp says whether the state is complete up to a moment ago. An answer that
+// was asked for before yet another pause does not count.
+func (f *freshness) caughtUp(ctx context.Context) bool {
+	asked := time.Now()
+	if !f.probe(ctx) {
+		return false
+	}
+	now := time.Now()
+	return now.Sub(asked) <= maxPause && now.UnixNano()-asked.UnixNano() <= int64(maxPause)
 }
 
 // probe asks the head of the stream and waits until it is folded: the state is

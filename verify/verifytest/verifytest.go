@@ -44,10 +44,11 @@ type World struct {
 	last    map[string]uint64 // sequence of each subject
 }
 
-// New starts a world with a verifier of these options; Head is set.
-func New(t testing.TB, o verify.Options) *World {
+// New starts a world with a verifier of these options; Head is set. The other
+// options are for the NATS server.
+func New(t testing.TB, o verify.Options, server ...testenv.Option) *World {
 	t.Helper()
-	w := &World{NATS: testenv.NATS(t), t: t, version: map[string]uint64{}, last: map[string]uint64{}}
+	w := &World{NATS: testenv.NATS(t, server...), t: t, version: map[string]uint64{}, last: map[string]uint64{}}
 	w.Conn = testenv.Conn(t, w.NATS)
 	var err error
 	if w.Ledger, err = ledger.Open(t.Context(), w.Conn, ledger.Options{AllowUnverifiedSync: true}); err != nil {
