@@ -145,21 +145,22 @@ func store(ctx context.Context, tx pgx.Tx, keys map[string]*domain.Key, stored m
 			column(ids, func(o *ownerID) time.Time { return owners[*o].CreatedAt.Time() }),
 			column(ids, func(o *ownerID) int64 { return int64(owners[*o].Version) }))
 	}
-	var fresh, rows []keyRow
+	rows := make([]keyRow, 0, len(keys))
+	var old []string
 	for _, id := range slices.Sorted(maps.Keys(keys)) {
-		switch {
-		case keys[id] == nil: // every fact about it was void
-		case stored[id]:
-			rows = append(rows, rowOf(keys[id]))
-		default:
-			fresh = append(fresh, rowOf(keys[id]))
+		if keys[id] == nil {
+			continue // every fact about it was void
+		}
+		rows = append(rows, rowOf(keys[id]))
+		if stored[id] {
+			old = append(old, id)
 		}
 	}
-	if len(fresh) < worthCopying {
-		rows, fresh = append(rows, fresh...), nil
-		slices.SortFunc(rows, func(a, b keyRow) int { return strings.Compare(a.ID, b.ID) })
-	}
-	if len(rows) > 0 {
+	copying := len(rows) >= worthCopying
+	switch {
+	case copying && len(old) > 0:
+		b.Queue(`delete from keys_v1 where id = any($1)`, old)
+	case !copying && len(rows) > 0:
 		queueKeys(&b, rows)
 	}
 	if b.Len() > 0 {
@@ -167,11 +168,11 @@ func store(ctx context.Context, tx pgx.Tx, keys map[string]*domain.Key, stored m
 			return err
 		}
 	}
-	if len(fresh) == 0 {
+	if !copying {
 		return nil
 	}
-	_, err := tx.CopyFrom(ctx, pgx.Identifier{"keys_v1"}, keyColumns, pgx.CopyFromSlice(len(fresh), func(i int) ([]any, error) {
-		r := &fresh[i]
+	_, err := tx.CopyFrom(ctx, pgx.Identifier{"keys_v1"}, keyColumns, pgx.CopyFromSlice(len(rows), func(i int) ([]any, error) {
+		r := &rows[i]
 		return []any{r.ID, r.Keyspace, r.Owner, r.Name, r.Environment, r.Plan, texts(r.Scopes), texts(r.Resources), object(r.Limits),
 			texts(r.AllowedOrigins), texts(r.AllowedIPs), object(r.Meta), r.Role, reach(r.Reach), r.First, r.Last,
 			r.CreatedAt, r.CreatedByType, r.CreatedByID, r.ExpiresAt, r.RotatedAt, append([]time.Time{}, r.EarlierUntil...),
@@ -180,8 +181,8 @@ func store(ctx context.Context, tx pgx.Tx, keys map[string]*domain.Key, stored m
 	return err
 }
 
-// worthCopying rows go by COPY, which takes more round trips and half the time
-// per row.
+// From so many rows on, deleting the old ones and copying all takes less than
+// half of the time of an upsert, although it takes more round trips.
 const worthCopying = 200
 
 var keyColumns = strings.Fields(`id keyspace owner name environment plan scopes resources limits allowed_origins allowed_ips

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -235,4 +236,53 @@ func collect[T any](t interface{ Fatal(...any) }, ctx context.Context, tx pgx.Tx
 	}
 	t.Fatal(err)
 	return nil
+}
+
+// Many rows go another way into the table than few; both leave the same rows.
+func TestManyRowsAsFew(t *testing.T) {
+	conn := connection(t, database(t))
+	var facts []events.Record
+	add := func(i int, version uint64, data events.Payload) {
+		e := events.New(data, start.Add(time.Duration(len(facts))*time.Millisecond))
+		e.Keyspace, e.Owner, e.Key, e.KeyVersion = "parcelbird", "o1", fmt.Sprintf("key_%04d", i), version
+		facts = append(facts, events.Record{Stream: events.Ledger, Sequence: uint64(len(facts) + 1), Event: e})
+	}
+	const keys = 2 * worthCopying
+	odd := []string{`quote " backslash \ brace {},`, "NULL", "nul \x00", ""}
+	for i := range keys {
+		created := events.KeyCreated{Name: odd[i%4], Scopes: odd[:i%4], Resources: odd[i%4:], AllowedOrigins: odd, Limits: events.Limits{"minute": int64(i)}, Meta: map[string]string{odd[i%4]: odd[(i+1)%4]},
+			ExpiresAt: events.Time(i%2) * events.At(start), Secret: events.Secret{First: "a", Last: "\x00"}}
+		if i%3 == 0 {
+			created.For = &events.Reach{Keyspace: "parcelbird", Owner: "o1"}
+		}
+		add(i, 1, created)
+	}
+	for i := range keys {
+		add(i, 2, events.KeyRotated{GraceUntil: events.At(start.Add(time.Hour))})
+		if i%2 == 0 {
+			add(i, 3, events.KeyRevoked{Reason: odd[i%4]})
+		}
+	}
+	rows := func(size int) (hash string) {
+		tx, err := conn.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = tx.Rollback(t.Context()) }()
+		for batch := range slices.Chunk(facts, size) {
+			if err := (Keys{}).Apply(t.Context(), tx, batch); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := tx.QueryRow(t.Context(), `select count(*) || ' ' || md5(string_agg(k::text, ',' order by id)) from keys_v1 k`).Scan(&hash); err != nil {
+			t.Fatal(err)
+		}
+		return hash
+	}
+	want := rows(7)
+	for _, size := range []int{worthCopying + 1, keys, 3 * keys} {
+		if got := rows(size); got != want {
+			t.Errorf("in batches of %d the rows are %s, want %s", size, got, want)
+		}
+	}
 }

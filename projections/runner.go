@@ -77,6 +77,9 @@ func New(l *ledger.Ledger, pool *pgxpool.Pool, log *slog.Logger) *Runner {
 }
 
 func newRunner(l *ledger.Ledger, pool *pgxpool.Pool, log *slog.Logger, all []Projection) *Runner {
+	if log == nil {
+		log = slog.Default()
+	}
 	r := &Runner{ledger: l, pool: pool, log: log}
 	for _, p := range all {
 		r.followers = append(r.followers, &follower{Runner: r, p: p, state: Starting, moved: make(chan struct{})})
@@ -164,6 +167,7 @@ func (r *Runner) connect(ctx context.Context, schema string) (*pgx.Conn, error) 
 	c.RuntimeParams["timezone"] = "UTC"
 	// What a crash of PostgreSQL takes back is read again from the stream.
 	c.RuntimeParams["synchronous_commit"] = "off"
+	c.RuntimeParams["work_mem"] = "64MB" // a batch is one sort or hash
 	c.RuntimeParams["application_name"] = "keyledger projections"
 	return pgx.ConnectConfig(ctx, c)
 }
