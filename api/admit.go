@@ -47,24 +47,38 @@ func (a *API) authenticate(r *http.Request) (domain.Authority, error) {
 		return domain.Authority{}, unauthorized(code)
 	}
 	hash := domain.HashSecret(secret)
-	now := events.At(a.Now())
-	code = domain.CodeUnknownKey
-	for _, ks := range append([]*domain.Keyspace{domain.RootKeyspace()}, a.Ring.Keyspaces()...) {
-		id := ks.Document.Keyspace
-		key := a.Ring.BySecret(id, hash)
+	root := domain.RootKeyspace()
+	if key := a.Ring.BySecret(events.RootKeyspace, hash); key != nil {
+		return a.judge(r, root, secret, hash, key)
+	}
+	err := error(unauthorized(domain.CodeUnknownKey))
+	for _, ks := range a.Ring.Keyspaces() {
+		key := a.Ring.BySecret(ks.Document.Keyspace, hash)
 		if key == nil {
 			continue
 		}
-		req := domain.Request{Keyspace: id, Key: secret, IP: a.ClientIP(r)}
-		if values := r.Header.Values("Origin"); len(values) > 0 {
-			req.Origin = &values[0]
-		}
-		code = ks.JudgeKey(&req, secret, hash, key, a.Ring.Owner(id, key.Owner), now)
-		if code == domain.CodeValid {
-			return domain.AuthorityOf(key, ks), nil
+		// The same hash may have been imported into two keyspaces.
+		var authority domain.Authority
+		if authority, err = a.judge(r, ks, secret, hash, key); err == nil {
+			return authority, nil
 		}
 	}
-	return domain.Authority{}, unauthorized(code)
+	return domain.Authority{}, err
+}
+
+func (a *API) judge(r *http.Request, ks *domain.Keyspace, secret string, hash [32]byte, key *domain.Key) (domain.Authority, error) {
+	req := domain.Request{Keyspace: key.Keyspace, Key: secret}
+	if len(key.AllowedIPs) > 0 {
+		req.IP = a.ClientIP(r)
+	}
+	if values := r.Header["Origin"]; len(values) > 0 {
+		req.Origin = &values[0]
+	}
+	code := ks.JudgeKey(&req, secret, hash, key, a.Ring.Owner(key.Keyspace, key.Owner), events.At(a.Now()))
+	if code != domain.CodeValid {
+		return domain.Authority{}, unauthorized(code)
+	}
+	return domain.AuthorityOf(key, ks), nil
 }
 
 func unauthorized(code domain.Code) *Problem {

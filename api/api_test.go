@@ -34,7 +34,7 @@ import (
 
 // service is an API over a real ledger, with an operator's key.
 type service struct {
-	t      *testing.T
+	t      testing.TB
 	url    string
 	root   string
 	deps   api.Deps
@@ -85,7 +85,7 @@ func withPostgres(t *testing.T) func(*api.Deps) {
 	}
 }
 
-func start(t *testing.T) *service {
+func start(t testing.TB) *service {
 	t.Helper()
 	nc := testenv.Conn(t, testenv.NATS(t))
 	l, err := ledger.Open(t.Context(), nc, ledger.Options{AllowUnverifiedSync: true})

@@ -2,12 +2,14 @@ package api
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
-	"regexp"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -17,17 +19,33 @@ import (
 	"github.com/keyledger/keyledger/events"
 )
 
-var requestID = regexp.MustCompile(`^req_[A-Za-z0-9_-]{1,100}$`)
+// requestIDOf is the id that came with a request, where it looks like one of
+// ours, else a new one.
+func requestIDOf(r *http.Request, now time.Time) string {
+	values := r.Header["X-Request-Id"]
+	if len(values) == 1 && len(values[0]) <= 100 && strings.HasPrefix(values[0], "req_") {
+		rest := values[0][len("req_"):]
+		if rest != "" && strings.IndexFunc(rest, notInID) < 0 {
+			return values[0]
+		}
+	}
+	// It needs to be unique, not secret, which spares the system's generator.
+	var u [16]byte
+	binary.BigEndian.PutUint64(u[:8], uint64(now.UnixMilli())<<16|uint64(rand.Uint32()&0xffff))
+	binary.BigEndian.PutUint64(u[8:], rand.Uint64())
+	return events.FormatID("req", u)
+}
+
+func notInID(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_' || r == '-')
+}
 
 // observe is around every request: its id, its line in the log, its place in
 // the figures, and an answer where the handler panics.
 func (a *API) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := a.Now()
-		c := &call{requestID: r.Header.Get("X-Request-Id")}
-		if !requestID.MatchString(c.requestID) {
-			c.requestID = events.NewID("req", began)
-		}
+		c := &call{requestID: requestIDOf(r, began)}
 		r = r.WithContext(context.WithValue(r.Context(), callKey{}, c))
 		answer := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
 		answer.Header().Set("X-Request-Id", c.requestID)
@@ -71,6 +89,9 @@ func (a *API) record(r *http.Request, c *call, answer middleware.WrapResponseWri
 	if quiet[route] {
 		level = slog.LevelDebug
 	}
+	if !a.Log.Enabled(r.Context(), level) {
+		return
+	}
 	a.Log.LogAttrs(r.Context(), level, "request",
 		slog.String("request_id", c.requestID), slog.String("method", method), slog.String("route", route),
 		slog.Int("status", status), slog.Int("bytes", answer.BytesWritten()),
@@ -87,6 +108,9 @@ type meter struct {
 	requests *prometheus.CounterVec
 	took     *prometheus.HistogramVec
 	inFlight prometheus.Gauge
+
+	verified     prometheus.Counter // of requests, POST /v1/verify 200
+	verifiedTook prometheus.Observer
 }
 
 func newMeter(a *API) *meter {
@@ -103,6 +127,8 @@ func newMeter(a *API) *meter {
 		}),
 	}
 	a.Metrics.MustRegister(m.requests, m.took, m.inFlight)
+	m.verified = m.requests.WithLabelValues("POST", "/v1/verify", "200")
+	m.verifiedTook = m.took.WithLabelValues("POST", "/v1/verify")
 	if a.Ring != nil {
 		a.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "keyledger_keyring_sequence", Help: "Last sequence of LEDGER that this node's memory has applied.",

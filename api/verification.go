@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,7 +10,6 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/keyledger/keyledger/domain"
-	"github.com/keyledger/keyledger/queries"
 	"github.com/keyledger/keyledger/verify"
 )
 
@@ -138,128 +138,44 @@ func (a *API) verify(decode func([]byte, any) error) func(http.ResponseWriter, *
 		if in.Authorization != nil && in.Key != nil {
 			return unprocessable(Detail{Path: "key", Message: "is given together with authorization", Fix: "send one of them"})
 		}
-		req := domain.Request{
-			Keyspace: in.Keyspace, Method: in.Method, Path: in.Path, TLS: in.TLS, ContentType: in.ContentType, Origin: in.Origin,
-			IP: in.IP, Scopes: in.Scopes, Resource: in.Resource,
-		}
-		if in.Authorization != nil {
-			req.Credential = []string{*in.Authorization}
-		}
-		if in.Key != nil {
-			req.Key = *in.Key
-		}
-		d := a.Verifier.Verify(req)
-		if d.Valid && d.Key != nil {
-			use := verify.Use{Via: "api", RequestID: c.requestID, UserAgent: in.UserAgent, CostMicros: verify.CostOf(d.Keyspace, "")}
-			if in.Cost != nil {
-				use.CostMicros = *in.Cost
-			}
-			if !a.Durable {
-				a.Verifier.Record(&d, &req, use)
-			} else if a.Verifier.RecordDurably(r.Context(), &d, &req, use) != nil {
-				d.Valid, d.Code = false, domain.CodeAuditUnavailable
-			}
-		}
-		b, err := a.appendDecision(make([]byte, 0, 1536), &d, &req, c.requestID)
-		if err != nil {
-			return err
-		}
-		h := w.Header()
-		h["Content-Type"], h["Cache-Control"] = jsonType, noStore
-		h["Content-Length"] = []string{strconv.Itoa(len(b))}
-		_, _ = w.Write(b)
+		a.answerDecision(r.Context(), w, &in, c.requestID, nil)
 		return nil
 	}
 }
 
+// answerDecision decides, records and answers, writing into buffer.
+func (a *API) answerDecision(ctx context.Context, w http.ResponseWriter, in *VerifyRequest, requestID string, buffer []byte) []byte {
+	req := domain.Request{
+		Keyspace: in.Keyspace, Method: in.Method, Path: in.Path, TLS: in.TLS, ContentType: in.ContentType, Origin: in.Origin,
+		IP: in.IP, Scopes: in.Scopes, Resource: in.Resource,
+	}
+	if in.Authorization != nil {
+		req.Credential = []string{*in.Authorization}
+	}
+	if in.Key != nil {
+		req.Key = *in.Key
+	}
+	d := a.Verifier.Verify(req)
+	if d.Valid && d.Key != nil {
+		use := verify.Use{Via: "api", RequestID: requestID, UserAgent: in.UserAgent, CostMicros: verify.CostOf(d.Keyspace, "")}
+		if in.Cost != nil {
+			use.CostMicros = *in.Cost
+		}
+		if !a.Durable {
+			a.Verifier.Record(&d, &req, use)
+		} else if a.Verifier.RecordDurably(ctx, &d, &req, use) != nil {
+			d.Valid, d.Code = false, domain.CodeAuditUnavailable
+		}
+	}
+	b := appendDecision(buffer[:0], &d, &req, requestID)
+	h := w.Header()
+	h["Content-Type"], h["Cache-Control"] = jsonType, noStore
+	h["Content-Length"] = []string{strconv.Itoa(len(b))}
+	_, _ = w.Write(b)
+	return b
+}
+
 var jsonType, noStore = []string{"application/json"}, []string{"no-store"}
-
-// appendDecision writes the decision. The answer's body goes in as it was
-// rendered: a gateway may relay it byte for byte.
-func (a *API) appendDecision(b []byte, d *verify.Decision, req *domain.Request, requestID string) ([]byte, error) {
-	b = append(b, `{"valid":`...)
-	b = strconv.AppendBool(b, d.Valid)
-	b = append(b, `,"code":"`...)
-	b = append(b, d.Code...)
-	b = append(b, `","decision_id":"`...)
-	b = append(b, d.ID()...)
-	b = append(b, `","key":`...)
-	if d.Key == nil {
-		b = append(b, "null"...)
-	} else {
-		view, err := marshal(Key(queries.ViewOf(d.Key, d.Time)))
-		if err != nil {
-			return nil, err
-		}
-		b = append(b, view...)
-	}
-	b = append(b, `,"limits":[`...)
-	for i, l := range d.Limits {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = append(b, `{"window":"`...)
-		b = append(b, l.Window...)
-		b = append(b, `","limit":`...)
-		b = strconv.AppendInt(b, l.Limit, 10)
-		b = append(b, `,"remaining":`...)
-		b = strconv.AppendInt(b, l.Remaining, 10)
-		b = append(b, `,"reset":`...)
-		reset, err := l.Reset.MarshalJSON()
-		if err != nil {
-			return nil, err
-		}
-		b = append(append(b, reset...), '}')
-	}
-	b = append(b, `],"retry_after":`...)
-	if d.RetryAfter > 0 {
-		b = strconv.AppendInt(b, d.RetryAfter, 10)
-	} else {
-		b = append(b, "null"...)
-	}
-	b = append(b, `,"skipped":[`...)
-	for i, s := range d.Skipped(req) {
-		if i > 0 {
-			b = append(b, ',')
-		}
-		b = strconv.AppendQuote(b, s) // plain words
-	}
-	b = append(b, `],"sequence":`...)
-	b = strconv.AppendUint(b, d.Sequence, 10)
-	b, err := appendAnswer(append(b, `,"answer":`...), d, req, requestID)
-	return append(b, '}', '\n'), err
-}
-
-func appendAnswer(b []byte, d *verify.Decision, req *domain.Request, requestID string) ([]byte, error) {
-	rendered := domain.Rendered{Status: http.StatusOK, Body: []byte("null")}
-	if !d.Valid {
-		rendered = d.Answer(req, requestID)
-	} else if d.Key == nil {
-		if route := d.Keyspace.PublicRoute(req.Method, req.Path); route != nil && route.Status != 0 {
-			rendered.Status = route.Status
-			if len(route.Body) > 0 {
-				rendered.Body = route.Body
-				rendered.Headers = []domain.Header{{Name: "Content-Type", Value: "application/json"}}
-			}
-		}
-	}
-	b = append(b, `{"status":`...)
-	b = strconv.AppendInt(b, int64(rendered.Status), 10)
-	headers := make(map[string]string, len(rendered.Headers))
-	for _, h := range rendered.Headers {
-		headers[h.Name] = h.Value
-	}
-	encoded, err := marshal(headers)
-	if err != nil {
-		return nil, err
-	}
-	b = append(append(b, `,"headers":`...), encoded...)
-	b = append(b, `,"body":`...)
-	if len(rendered.Body) == 0 {
-		rendered.Body = []byte("null")
-	}
-	return append(append(b, rendered.Body...), '}'), nil
-}
 
 func (a *API) uses(decode func([]byte, any) error) func(http.ResponseWriter, *http.Request, *call) error {
 	return func(w http.ResponseWriter, r *http.Request, c *call) error {
