@@ -647,3 +647,24 @@ func TestEarlyAnswer(t *testing.T) {
 	}
 	g.used(1)
 }
+
+// A keyspace that wants TLS refuses what came without it, public routes
+// included, and believes a trusted proxy that it was there.
+func TestRequireTLS(t *testing.T) {
+	for _, trusted := range [][]string{nil, {"127.0.0.1"}} {
+		g := newRig(t, demo.Handler(), func(c *gateway.Config) { c.TrustedProxies = trusted })
+		g.Configure(strings.Replace(verifytest.Birds, `"scheme": "Bearer"`, `"scheme": "Bearer", "require_tls": true`, 1))
+		want := 401 // the document's default entry names the status
+		if trusted != nil {
+			want = 200
+		}
+		for _, path := range []string{"/birds/health", "/birds/v1/birds"} {
+			if res, body := g.do("GET", path, append(bearer, "X-Forwarded-Proto", "https")...); res.StatusCode != want || want != 200 && !strings.Contains(body, "INSECURE_TRANSPORT") {
+				t.Errorf("%s with %v trusted: %d %s", path, trusted, res.StatusCode, body)
+			}
+			if res, body := g.do("GET", path, append(bearer, "X-Forwarded-Proto", "http")...); !strings.Contains(body, "INSECURE_TRANSPORT") {
+				t.Errorf("%s without TLS: %d %s", path, res.StatusCode, body)
+			}
+		}
+	}
+}

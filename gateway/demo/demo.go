@@ -31,6 +31,16 @@ func Handler() http.Handler {
 		if err == nil {
 			rest, _ = io.Copy(io.Discard, r.Body)
 		}
+		if origin := r.Header.Get("Origin"); origin != "" { // a page may try it too
+			h := w.Header()
+			h.Set("Access-Control-Allow-Origin", origin)
+			h.Set("Vary", "Origin")
+			h.Set("Access-Control-Expose-Headers", "*")
+			if method := r.Header.Get("Access-Control-Request-Method"); method != "" {
+				h.Set("Access-Control-Allow-Methods", method)
+				h.Set("Access-Control-Allow-Headers", r.Header.Get("Access-Control-Request-Headers"))
+			}
+		}
 		w.Header().Set("Content-Type", "application/json")
 		enc := json.NewEncoder(w)
 		enc.SetEscapeHTML(false)
