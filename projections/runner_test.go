@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
 
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
@@ -22,7 +23,12 @@ import (
 // openLedger opens the streams of a server of the test's own.
 func openLedger(t testing.TB) *ledger.Ledger {
 	t.Helper()
-	l, err := ledger.Open(t.Context(), testenv.Conn(t, testenv.NATS(t)), ledger.Options{AllowUnverifiedSync: true})
+	return openOn(t, testenv.Conn(t, testenv.NATS(t)))
+}
+
+func openOn(t testing.TB, nc *nats.Conn) *ledger.Ledger {
+	t.Helper()
+	l, err := ledger.Open(t.Context(), nc, ledger.Options{AllowUnverifiedSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -353,8 +359,59 @@ func TestPoison(t *testing.T) {
 	}
 }
 
-// A stopped projection goes on by itself once it was rebuilt by a program that
-// can, here by another runner; a row edited by hand is counted and replaced.
+// A fact from a newer program is never passed over: the projection stops in front
+// of it and names the way out.
+func TestUnknownVersion(t *testing.T) {
+	nc := testenv.Conn(t, testenv.NATS(t))
+	l, pool := openOn(t, nc), database(t)
+	w := newWriter(t, l)
+	w.keys(2)
+	e, err := events.Encode(events.New(events.KeyDeleted{}, start))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := strings.Replace(string(e), `"version":1`, `"version":2`, 1)
+	if _, err := nc.Request("ledger._._._", []byte(body), 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := running(t, l, pool)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for _, name := range []string{"keys_v1", "ledger_v1"} {
+		err := r.Wait(ctx, name, w.ledger+1)
+		stopped, ok := errors.AsType[*StoppedError](err)
+		if !ok || stopped.Sequence != w.ledger+1 || !strings.Contains(err.Error(), "newer") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	w.page(use("key_0001", start, new(200)))
+	if err := r.Wait(ctx, "usage_v1", w.usage); err != nil {
+		t.Errorf("uses stopped too: %v", err)
+	}
+}
+
+// A projection that stopped over a row that somebody else put there goes on by
+// itself once it was rebuilt, here by the runner of another process.
+func TestStoppedGoesOnAfterRebuild(t *testing.T) {
+	l, pool := openLedger(t), database(t)
+	w := newWriter(t, l)
+	r, _ := running(t, l, pool)
+	w.keys(3)
+	w.caughtUp(r)
+	if _, err := pool.Exec(t.Context(), `insert into keyledger.ledger_v1 select 1 + sequence, event_id, type, version, time, keyspace, owner, key, key_version, actor_type, actor_id, subject, void, body
+		from keyledger.ledger_v1 order by sequence desc limit 1`); err != nil {
+		t.Fatal(err)
+	}
+	w.fact("o1", "key_0001", events.KeyRevoked{})
+	until(t, r.followers[1], func(f *follower) bool { return f.state == Stopped })
+	result, err := New(l, pool, nil).Rebuild(t.Context(), "ledger_v1", nil)
+	if err != nil || result.Differences != 1 {
+		t.Fatalf("%+v, %v", result, err)
+	}
+	until(t, r.followers[1], func(f *follower) bool { return f.at == w.ledger })
+}
+
+// A row edited by hand is counted and replaced, and everything goes on.
 func TestRebuild(t *testing.T) {
 	l, pool := openLedger(t), database(t)
 	w := newWriter(t, l)

@@ -448,21 +448,15 @@ func (a *Audit) Tail(ctx context.Context, f AuditFilter, o Opener) iter.Seq2[Aud
 			yield(AuditEvent{}, err)
 			return
 		}
-		var at spots
 		if f.After == "" {
-			for i, stream := range auditStreams {
-				head, err := a.ledger.Head(ctx, stream)
-				if err != nil {
-					yield(AuditEvent{}, err)
-					return
-				}
-				at[i] = spot{head, whole}
-			}
-		} else {
-			var more bool
-			if at, more = a.all(ctx, f, o, yield); !more {
+			if f.After, err = a.Now(ctx); err != nil {
+				yield(AuditEvent{}, err)
 				return
 			}
+		}
+		at, more := a.all(ctx, f, o, yield)
+		if !more {
+			return
 		}
 		q.follow(ctx, at, yield)
 	}
