@@ -27,6 +27,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/keyledger/keyledger/commands"
 	"github.com/keyledger/keyledger/domain"
@@ -107,6 +108,7 @@ func build(d Deps) *API {
 	}
 	if d.Metrics == nil {
 		d.Metrics = prometheus.NewRegistry()
+		d.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	}
 	if d.ClientIP == nil {
 		d.ClientIP = remoteIP
@@ -118,6 +120,11 @@ func build(d Deps) *API {
 		a.fail(w, r, problem(http.StatusNotFound, "NOT_FOUND", "There is nothing at this path: see /openapi.json."))
 	})
 	a.router.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+		for _, method := range []string{"GET", "POST", "PUT", "PATCH", "DELETE"} {
+			if a.router.Match(chi.NewRouteContext(), method, r.URL.Path) {
+				w.Header().Add("Allow", method)
+			}
+		}
 		a.fail(w, r, problem(http.StatusMethodNotAllowed, "METHOD_NOT_ALLOWED", "This path does not take this method: see /openapi.json."))
 	})
 	a.huma = humachi.New(a.router, a.config())

@@ -506,6 +506,10 @@ func TestRootKeys(t *testing.T) {
 	s.refused(s.do("POST", "/v1/keys", secret, keyBody(nil)), 403, "FORBIDDEN")
 	s.refused(s.do("POST", "/v1/root-keys", s.root, `{"name":"x","role":"manager"}`), 422, "INVALID")
 	s.refused(s.do("POST", "/v1/root-keys", s.root, `{"name":"x","role":"king"}`), 422, "INVALID")
+	if all := s.must("GET", "/v1/root-keys", s.root, ""); len(all.json["keys"].([]any)) != 2 {
+		t.Errorf("list: %s", all.body)
+	}
+	s.refused(s.do("GET", "/v1/root-keys", secret, ""), 403, "FORBIDDEN")
 	id := auditor.key()["id"].(string)
 	rot := s.must("POST", "/v1/keys/"+id+"/rotate", s.root, "")
 	a := s.do("GET", "/v1/keyspaces", secret, "")
@@ -593,8 +597,11 @@ func TestOperational(t *testing.T) {
 		t.Errorf("ready: %s", a.body)
 	}
 	s.must("GET", "/healthz", "", "")
-	if a := s.must("GET", "/metrics", "", ""); !strings.Contains(string(a.body), "keyledger_http_requests_total") {
-		t.Error("no figures")
+	figures := string(s.must("GET", "/metrics", "", "").body)
+	for _, name := range []string{"keyledger_http_requests_total", "keyledger_keyring_sequence", `keyledger_stream_head{stream="LEDGER"}`, "keyledger_verifier_lost_seconds", "go_goroutines"} {
+		if !strings.Contains(figures, name) {
+			t.Errorf("no figure %s", name)
+		}
 	}
 	a := s.must("GET", "/openapi.json", "", "")
 	if a.json["openapi"] != "3.1.0" {
@@ -612,5 +619,9 @@ func TestOperational(t *testing.T) {
 		t.Errorf("request id %v", got.header)
 	}
 	s.refused(s.do("GET", "/nothing", "", ""), 404, "NOT_FOUND")
-	s.refused(s.do("PATCH", "/v1/keyspaces", s.root, ""), 405, "METHOD_NOT_ALLOWED")
+	not := s.do("PATCH", "/v1/keyspaces", s.root, "")
+	s.refused(not, 405, "METHOD_NOT_ALLOWED")
+	if not.header.Get("Allow") != "GET" {
+		t.Errorf("Allow: %q", not.header.Get("Allow"))
+	}
 }

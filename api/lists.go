@@ -113,7 +113,7 @@ func (a *API) keyList() {
 type keyListInput struct {
 	Keyspace      string    `query:"keyspace" doc:"Of this keyspace." example:"parcelbird"`
 	Owner         string    `query:"owner" doc:"Of this owner."`
-	Status        string    `query:"status" doc:"active, expired or revoked." enum:"active,expired,revoked,rate_limited"`
+	Status        string    `query:"status" doc:"active, expired or revoked." enum:"active,expired,revoked"`
 	Scope         string    `query:"scope" doc:"That have this scope."`
 	Resource      string    `query:"resource" doc:"That are bound to this resource."`
 	Environment   string    `query:"environment" doc:"Of this environment."`

@@ -48,7 +48,10 @@ func (a *API) observe(next http.Handler) http.Handler {
 		c := &call{requestID: requestIDOf(r, began)}
 		r = r.WithContext(context.WithValue(r.Context(), callKey{}, c))
 		answer := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
-		answer.Header().Set("X-Request-Id", c.requestID)
+		h := answer.Header()
+		h.Set("X-Request-Id", c.requestID)
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Cache-Control", "no-store") // what is behind a credential is no one else's to keep
 		a.meter.inFlight.Inc()
 		defer func() {
 			a.meter.inFlight.Dec()
@@ -130,9 +133,7 @@ func newMeter(a *API) *meter {
 	m.verified = m.requests.WithLabelValues("POST", "/v1/verify", "200")
 	m.verifiedTook = m.took.WithLabelValues("POST", "/v1/verify")
 	if a.Ring != nil {
-		a.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "keyledger_keyring_sequence", Help: "Last sequence of LEDGER that this node's memory has applied.",
-		}, func() float64 { return float64(a.Ring.Sequence()) }))
+		a.Metrics.MustRegister(&gauges{a})
 	}
 	return m
 }

@@ -37,7 +37,6 @@ func (a *API) config() huma.Config {
 				Title:       "keyledger",
 				Version:     version,
 				Description: "Issues, verifies, limits, rotates and revokes API keys, and keeps every one of these facts in a log that can be checked.\n\nEvery error is a problem document (RFC 9457). Every command takes an Idempotency-Key, and answers with Ledger-Sequence; a read with that number in Min-Sequence waits until it can see the command.",
-				License:     &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
 			},
 			Servers: []*huma.Server{{URL: "/", Description: "The service that answered this document."}},
 			Tags: []*huma.Tag{

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/keyledger/keyledger/events"
 )
 
 // operational registers what machines ask: no credential, and nothing in the
@@ -30,16 +32,30 @@ type check struct {
 
 var errFolding = errors.New("the ledger is still being read")
 
+// caughtUp says whether this node's memory has all that the ledger has. A ledger
+// that cannot be asked proves nothing against it: verification goes on, by its
+// own window, and commands say themselves that they cannot be carried out.
+func (a *API) caughtUp(ctx context.Context) error {
+	select {
+	case <-a.Ring.Ready():
+	default:
+		return errFolding
+	}
+	head, err := a.Ledger.Head(ctx, events.Ledger)
+	if err == nil && a.Ring.Wait(ctx, head) != nil {
+		return errFolding
+	}
+	return nil
+}
+
 // readiness is 200 only when the fold has caught up and everything else that
 // the program knows of is well.
 func (a *API) readiness(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 	defer cancel()
-	found := map[string]error{"keyring": nil}
-	select {
-	case <-a.Ring.Ready():
-	default:
-		found["keyring"] = errFolding
+	found := map[string]error{"keyring": a.caughtUp(ctx), "ledger": nil}
+	for _, doubt := range a.Ledger.Doubts() {
+		found["ledger"] = doubt
 	}
 	if a.Ready != nil {
 		for name, err := range a.Ready(ctx) {

@@ -3,11 +3,13 @@ package api
 import (
 	"context"
 	"net/http"
+	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/queries"
 )
 
 // RootKeyRequest asks for a key for keyledger itself.
@@ -29,6 +31,28 @@ func (a *API) rootKeys() {
 		},
 		action: domain.RootKeys, command: true, status: http.StatusCreated,
 	}, a.createRootKey)
+	serve(a, route{
+		Operation: huma.Operation{
+			OperationID: "list-root-keys", Method: http.MethodGet, Path: "/v1/root-keys", Tags: []string{"Root keys"},
+			Summary:     "List the root keys",
+			Description: "All root keys that are not deleted, newest first, from this node's memory: it needs no read models.",
+		},
+		action: domain.RootKeys, read: true,
+	}, a.listRootKeys)
+}
+
+func (a *API) listRootKeys(ctx context.Context, _ *struct{}) (*keysOutput, error) {
+	if err := a.await(ctx, a.Ring.Wait); err != nil {
+		return nil, err
+	}
+	out := &keysOutput{Keys{Keys: []Key{}}}
+	for k := range a.Ring.Keys(events.RootKeyspace, "") {
+		if !k.Deleted() {
+			out.Body.Keys = append(out.Body.Keys, Key(queries.ViewOf(k, a.Now())))
+		}
+	}
+	slices.Reverse(out.Body.Keys)
+	return out, nil
 }
 
 func (a *API) createRootKey(ctx context.Context, in *rootKeyInput) (*keySecret, error) {

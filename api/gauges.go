@@ -1,0 +1,72 @@
+package api
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keyledger/keyledger/events"
+)
+
+// gauges are figures that are asked for when somebody looks. What cannot be
+// asked within gaugeTime is left out: an old figure would look like a good one.
+type gauges struct{ *API }
+
+const gaugeTime = time.Second
+
+var (
+	applied  = prometheus.NewDesc("keyledger_keyring_sequence", "Last sequence of LEDGER that this node's memory has applied.", nil, nil)
+	heads    = prometheus.NewDesc("keyledger_stream_head", "Last sequence of a stream.", []string{"stream"}, nil)
+	doubted  = prometheus.NewDesc("keyledger_stream_in_doubt", "1 where a stream is refused: an operator must look at it.", []string{"stream"}, nil)
+	position = prometheus.NewDesc("keyledger_projection_position", "How far a projection is in its stream.", []string{"projection"}, nil)
+	lag      = prometheus.NewDesc("keyledger_projection_lag", "Messages that a projection has not applied yet.", []string{"projection"}, nil)
+	stopped  = prometheus.NewDesc("keyledger_projection_stopped", "1 where a projection stopped on a record that it cannot apply.", []string{"projection"}, nil)
+	lost     = prometheus.NewDesc("keyledger_verifier_lost_seconds", "How long ago this node's state was last known to be complete.", nil, nil)
+	held     = prometheus.NewDesc("keyledger_uses_held", "Uses in memory that wait to be written.", nil, nil)
+)
+
+// Describe is prometheus.Collector's.
+func (g *gauges) Describe(to chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{applied, heads, doubted, position, lag, stopped, lost, held} {
+		to <- d
+	}
+}
+
+// Collect is prometheus.Collector's.
+func (g *gauges) Collect(to chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), gaugeTime)
+	defer cancel()
+	set := func(d *prometheus.Desc, v float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	set(applied, float64(g.Ring.Sequence()))
+	for _, stream := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ} {
+		set(doubted, flag(g.Ledger.Err(stream) != nil), stream)
+		if head, err := g.Ledger.Head(ctx, stream); err == nil {
+			set(heads, float64(head), stream)
+		}
+	}
+	if g.Runner != nil {
+		if list, err := g.Runner.Status(ctx); err == nil {
+			for _, p := range list {
+				set(position, float64(p.Position), p.Name)
+				set(lag, float64(p.Lag), p.Name)
+				set(stopped, flag(p.State == "stopped"), p.Name)
+			}
+		}
+	}
+	if g.Verifier != nil {
+		set(lost, g.Verifier.Lost().Seconds())
+	}
+	if g.Recorder != nil {
+		set(held, float64(g.Recorder.Held()))
+	}
+}
+
+func flag(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
