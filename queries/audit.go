@@ -55,7 +55,7 @@ const (
 	clockSkew = 5 * time.Minute
 
 	// scanned bounds the work of one page, in records read.
-	scanned = 200_000
+	scanned = 500_000
 )
 
 // AuditEvent is a record as it is shown.
