@@ -17,6 +17,7 @@ import (
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/internal/testenv"
+	"github.com/keyledger/keyledger/internal/testenv/check"
 	"github.com/keyledger/keyledger/projections/keyring"
 )
 
@@ -72,7 +73,8 @@ func create(t testing.TB, c *commands.Commands, idempotencyKey string) (commands
 }
 
 func TestTheLifeOfAKey(t *testing.T) {
-	c := stack(t, testenv.Conn(t, testenv.NATS(t)), 1)
+	conn := testenv.Conn(t, testenv.NATS(t))
+	c := stack(t, conn, 1)
 	prepare(t, c)
 	made, err := create(t, c, "")
 	if err != nil {
@@ -101,6 +103,7 @@ func TestTheLifeOfAKey(t *testing.T) {
 	if _, err := c.RevokeKey(t.Context(), request(""), "key_0190c5f0-0000-7000-8000-000000000000", domain.RevokeKey{}); refusal(err) != "KEY_NOT_FOUND" {
 		t.Errorf("Revoking a key that never was: %v", err)
 	}
+	check.Ledger(t, check.Subject{Conn: conn, Secrets: []string{made.Secret, rotated.Secret}})
 }
 
 func refusal(err error) string {
@@ -289,6 +292,7 @@ func eight(t *testing.T, replicas int, conn func(i int) *nats.Conn) {
 			t.Errorf("Process %d counts %d active keys, want 4.", i, n)
 		}
 	}
+	check.Ledger(t, check.Subject{Conn: conn(0), Replicas: replicas})
 }
 
 func TestTheLastOperatorSurvivesARace(t *testing.T) {
