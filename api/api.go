@@ -255,8 +255,18 @@ func (a *API) stream(rt route, handle func(http.ResponseWriter, *http.Request, *
 	op := rt.operation(a)
 	a.huma.OpenAPI().AddOperation(&op)
 	takesBody := op.RequestBody != nil
+	var params []string
+	for _, p := range op.Parameters {
+		if p.In == "query" {
+			params = append(params, p.Name)
+		}
+	}
 	a.router.MethodFunc(op.Method, op.Path, func(w http.ResponseWriter, r *http.Request) {
-		if err := a.admit(w, r, &rt, takesBody); err != nil {
+		err := a.admit(w, r, &rt, takesBody)
+		if err == nil {
+			err = checkQuery(r, params)
+		}
+		if err != nil {
 			a.fail(w, r, err)
 			return
 		}

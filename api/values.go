@@ -3,7 +3,10 @@ package api
 import (
 	"encoding/base64"
 	"encoding/json"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -86,14 +89,38 @@ func duration(path, s string) (domain.Duration, error) {
 	return d, nil
 }
 
+// checkQuery refuses a query that cannot be read, or has what the call does not
+// know, or twice what it knows.
+func checkQuery(r *http.Request, params []string) error {
+	if r.URL.RawQuery == "" {
+		return nil
+	}
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return problem(http.StatusBadRequest, "UNREADABLE", "The query cannot be read: escape it as RFC 3986 says.")
+	}
+	var wrong []Detail
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		if !slices.Contains(params, name) {
+			wrong = append(wrong, Detail{Path: shown(name), Message: "is not a parameter of this call", Fix: "leave it out, or correct its name"})
+		} else if len(values[name]) > 1 {
+			wrong = append(wrong, Detail{Path: name, Message: "is there twice", Fix: "send it once"})
+		}
+	}
+	if len(wrong) > 0 {
+		return unprocessable(wrong...)
+	}
+	return nil
+}
+
 func strictBool(r *http.Request, name string) (bool, error) {
-	switch values := r.URL.Query()[name]; {
-	case len(values) == 0, len(values) == 1 && values[0] == "false":
+	switch r.URL.Query().Get(name) {
+	case "", "false":
 		return false, nil
-	case len(values) == 1 && values[0] == "true":
+	case "true":
 		return true, nil
 	}
-	return false, unprocessable(Detail{Path: name, Message: "is not true or false", Fix: "true or false, once"})
+	return false, unprocessable(Detail{Path: name, Message: "is not true or false", Fix: "true or false"})
 }
 
 // writeCursor makes a place in a list opaque: it may change with any release,
