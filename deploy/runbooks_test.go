@@ -147,8 +147,6 @@ func TestRestoreFromReplicas(t *testing.T) {
 			t.Fatalf("after a minute the node has the streams %v", there)
 		}
 	}
-	// The restored node and one other are enough.
-	c.Stop(0)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	l, err = ledger.Open(ctx, c.Conn(2), ledger.Options{Replicas: 3, AllowUnverifiedSync: true,

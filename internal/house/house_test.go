@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,6 +153,44 @@ func TestTestPackagesStayInTests(t *testing.T) {
 		for _, i := range f.Imports {
 			if p, _ := strconv.Unquote(i.Path.Value); slices.Contains(forTests, p) {
 				t.Errorf("%s imports %s, which is for tests", name, p)
+			}
+		}
+	}
+}
+
+// Every promise names tests that exist, and so does every runbook.
+func TestPromisesNameTheirTests(t *testing.T) {
+	exist := map[string]bool{}
+	for name, f := range sources(t) {
+		for _, d := range f.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil && strings.HasSuffix(name, "_test.go") {
+				exist[path.Dir(name)+" "+fn.Name.Name] = true
+			}
+		}
+	}
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "runbooks", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := regexp.MustCompile("`([a-z/]+\\s+Test[A-Za-z]+)`")
+	for _, page := range append(pages, filepath.Join(root, "docs", "guarantees.md")) {
+		b, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range named.FindAllStringSubmatch(string(b), -1) {
+			if test := strings.Join(strings.Fields(m[1]), " "); !exist[test] {
+				t.Errorf("%s names the test %s, which does not exist", filepath.Base(page), test)
+			}
+		}
+		if filepath.Base(page) != "guarantees.md" {
+			continue
+		}
+		promised, _, _ := strings.Cut(string(b), "## Not promised")
+		_, promised, _ = strings.Cut(promised, "## Promised")
+		for _, promise := range strings.Split(strings.TrimSpace(promised), "\n\n") {
+			if !named.MatchString(promise) {
+				t.Errorf("a promise without a test: %s", promise)
 			}
 		}
 	}

@@ -1,0 +1,85 @@
+// Report reads `go test -json` and prints the tests that ran, one line each, and
+// of those that failed everything that they said. It fails where one failed or
+// was skipped, and where none ran.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+)
+
+type event struct {
+	Action, Package, Test, Output, ImportPath string
+	Elapsed                                   float64
+}
+
+// most bytes of what one failed test said: its end is what matters.
+const most = 20_000
+
+func main() {
+	said := map[[2]string]*strings.Builder{}
+	passed, failed, skipped := 0, 0, 0
+	bad := false
+	in := bufio.NewReader(os.Stdin)
+	for {
+		line, err := in.ReadBytes('\n')
+		if err != nil {
+			break
+		}
+		var e event
+		if json.Unmarshal(line, &e) != nil {
+			fmt.Print(string(line))
+			continue
+		}
+		at := [2]string{e.Package + e.ImportPath, e.Test}
+		switch e.Action {
+		case "output", "build-output":
+			if said[at] == nil {
+				said[at] = &strings.Builder{}
+			}
+			said[at].WriteString(e.Output)
+			if e.Test == "" && (strings.HasPrefix(e.Output, "ok  \t") || strings.HasPrefix(e.Output, "FAIL\t") || strings.HasPrefix(e.Output, "panic:")) {
+				fmt.Print(e.Output)
+			}
+		case "pass":
+			if e.Test != "" {
+				passed++
+				if !strings.Contains(e.Test, "/") {
+					fmt.Printf("--- PASS: %s (%.2fs)\n", e.Test, e.Elapsed)
+				}
+			}
+			delete(said, at)
+		case "skip":
+			if e.Test != "" { // else a package without tests
+				skipped++
+				fmt.Printf("--- SKIP: %s %s\n%s", e.Package, e.Test, text(said[at]))
+			}
+		case "fail", "build-fail":
+			bad = true
+			if e.Test != "" {
+				failed++
+				fmt.Printf("--- FAIL: %s %s (%.2fs)\n", e.Package, e.Test, e.Elapsed)
+			}
+			fmt.Print(text(said[at]))
+			delete(said, at)
+		}
+	}
+	fmt.Printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped)
+	if bad || failed+skipped > 0 || passed == 0 {
+		os.Exit(1)
+	}
+}
+
+func text(b *strings.Builder) string {
+	if b == nil {
+		return ""
+	}
+	s := b.String()
+	if len(s) > most {
+		s = "…\n" + s[len(s)-most:]
+	}
+	return s
+}
