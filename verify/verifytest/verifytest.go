@@ -22,6 +22,7 @@ import (
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/internal/testenv"
+	"github.com/keyledger/keyledger/internal/testenv/check"
 	"github.com/keyledger/keyledger/projections/keyring"
 	"github.com/keyledger/keyledger/verify"
 )
@@ -94,6 +95,11 @@ func New(t testing.TB, o verify.Options, server ...testenv.Option) *World {
 		}
 		time.Sleep(time.Millisecond)
 	}
+	t.Cleanup(func() {
+		if w.Conn.IsConnected() { // a test that took NATS away has nothing left to check
+			check.Ledger(t, check.Subject{Conn: w.Conn})
+		}
+	})
 	return w
 }
 
