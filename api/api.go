@@ -253,6 +253,10 @@ func (a *API) answered(ctx context.Context, err error) error {
 // documents it; errors before the first byte are answered as problems.
 func (a *API) stream(rt route, handle func(http.ResponseWriter, *http.Request, *call) error) {
 	op := rt.operation(a)
+	if rt.command {
+		op.Responses["200"].Headers["Ledger-Sequence"] = &huma.Param{Description: "What a reader must have reached to see this.",
+			Schema: &huma.Schema{Type: "integer", Format: "int64", Minimum: new(0.0)}}
+	}
 	a.huma.OpenAPI().AddOperation(&op)
 	takesBody := op.RequestBody != nil
 	var params []string

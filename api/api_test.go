@@ -194,6 +194,9 @@ func (s *service) do(method, path, credential, body string, header ...string) an
 		s.t.Fatal(err)
 	}
 	_ = json.Unmarshal(a.body, &a.json)
+	for _, wrong := range api.Conforms(method, path, a.status, a.header, a.body) {
+		s.t.Errorf("%s: %s", wrong, a.body)
+	}
 	return a
 }
 

@@ -29,24 +29,29 @@ type AuditEvents struct {
 	EndCursor  string       `json:"end_cursor" doc:"Behind everything that was looked at: ask again from here later."`
 }
 
-// AuditEvent is an event with its place.
-type AuditEvent struct {
+// Event is a fact: its envelope, section 4 of the contract.
+type Event struct {
 	ID         string       `json:"id" example:"evt_019bd0c5-6a00-7b5c-9d0e-2f6f3a1b4c5d"`
 	Type       string       `json:"type" example:"key.revoked"`
-	Version    int          `json:"version" example:"1"`
+	Version    int          `json:"version" doc:"Of the type's meaning." example:"1"`
 	Time       events.Time  `json:"time"`
 	Keyspace   string       `json:"keyspace"`
 	Owner      string       `json:"owner"`
 	Key        string       `json:"key"`
-	KeyVersion uint64       `json:"key_version"`
+	KeyVersion uint64       `json:"key_version" doc:"Counts the facts of one key, owner or keyspace; 0 for acts and uses."`
 	Actor      events.Actor `json:"actor"`
-	Via        string       `json:"via"`
+	Via        string       `json:"via" example:"api"`
 	RequestID  string       `json:"request_id"`
 	Command    string       `json:"command"`
 	Data       any          `json:"data" doc:"By type and version; see the JSON Schemas of events."`
-	Stream     string       `json:"stream" example:"LEDGER"`
-	Sequence   uint64       `json:"sequence"`
-	Line       int          `json:"line"`
+}
+
+// AuditEvent is an event with its place.
+type AuditEvent struct {
+	Event
+	Stream   string `json:"stream" example:"LEDGER"`
+	Sequence uint64 `json:"sequence"`
+	Line     int    `json:"line" doc:"In a page of uses, from 0."`
 }
 
 func (a *API) audit() {

@@ -124,8 +124,13 @@ type Changed struct {
 	CacheControl   string `header:"Cache-Control" doc:"no-store"`
 }
 
-type keySecret struct {
+type keyCreated struct {
 	Location string `header:"Location" doc:"Where the key is read." example:"/v1/keys/key_019bd0c5-6a00-7b5c-9d0e-2f6f3a1b4c5d"`
+	Changed
+	Body KeySecret
+}
+
+type keySecret struct {
 	Changed
 	Body KeySecret
 }
@@ -238,6 +243,11 @@ func (a *API) secretAnswer(ctx context.Context, r commands.Result) *keySecret {
 	return out
 }
 
+func (a *API) createdAnswer(ctx context.Context, r commands.Result) *keyCreated {
+	s := a.secretAnswer(ctx, r)
+	return &keyCreated{"/v1/keys/" + r.Key.ID, s.Changed, s.Body}
+}
+
 func (a *API) changedAnswer(ctx context.Context, r commands.Result, err error) (*keyChanged, error) {
 	if err != nil {
 		return nil, err
@@ -247,7 +257,7 @@ func (a *API) changedAnswer(ctx context.Context, r commands.Result, err error) (
 
 type createInput struct{ Body KeyRequest }
 
-func (a *API) createKey(ctx context.Context, in *createInput) (*keySecret, error) {
+func (a *API) createKey(ctx context.Context, in *createInput) (*keyCreated, error) {
 	q, err := a.request(ctx)
 	if err != nil {
 		return nil, err
@@ -260,9 +270,7 @@ func (a *API) createKey(ctx context.Context, in *createInput) (*keySecret, error
 	if err != nil {
 		return nil, err
 	}
-	out := a.secretAnswer(ctx, r)
-	out.Location = "/v1/keys/" + r.Key.ID
-	return out, nil
+	return a.createdAnswer(ctx, r), nil
 }
 
 // key is one that the caller may see, and that is not deleted.

@@ -171,7 +171,7 @@ func (a *API) usage() {
 			Summary:     "Usage in figures",
 			Description: "Requests, outcomes, latency and cost, per bucket of time and by whatever is named in by. Without from it begins 24 hours ago.",
 		},
-		action: domain.UsageRead, read: true,
+		action: domain.UsageRead, read: true, absent: true,
 	}, a.getUsage)
 }
 

@@ -25,6 +25,7 @@ const secured = "credential"
 func (a *API) config() huma.Config {
 	registry := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
 	registry.RegisterTypeAlias(reflect.TypeFor[events.Time](), reflect.TypeFor[wireTime]())
+	registry.RegisterTypeAlias(reflect.TypeFor[events.Envelope](), reflect.TypeFor[Event]())
 	format := huma.Format{Marshal: huma.DefaultJSONFormat.Marshal, Unmarshal: unmarshal}
 	version := a.Version
 	if version == "" {

@@ -55,7 +55,7 @@ func (a *API) listRootKeys(ctx context.Context, _ *struct{}) (*keysOutput, error
 	return out, nil
 }
 
-func (a *API) createRootKey(ctx context.Context, in *rootKeyInput) (*keySecret, error) {
+func (a *API) createRootKey(ctx context.Context, in *rootKeyInput) (*keyCreated, error) {
 	q, err := a.request(ctx)
 	if err != nil {
 		return nil, err
@@ -68,7 +68,5 @@ func (a *API) createRootKey(ctx context.Context, in *rootKeyInput) (*keySecret, 
 	if err != nil {
 		return nil, err
 	}
-	out := a.secretAnswer(ctx, r)
-	out.Location = "/v1/keys/" + r.Key.ID
-	return out, nil
+	return a.createdAnswer(ctx, r), nil
 }

@@ -58,7 +58,7 @@ type KeyOrNull struct{}
 
 // Schema is that of a key or null.
 func (KeyOrNull) Schema(huma.Registry) *huma.Schema {
-	return &huma.Schema{OneOf: []*huma.Schema{{Ref: "#/components/schemas/Key"}, {Type: "null"}}}
+	return &huma.Schema{AnyOf: []*huma.Schema{{Ref: "#/components/schemas/Key"}, {Type: "null"}}}
 }
 
 // UseReport is the outcome of a use.
