@@ -285,7 +285,7 @@ func (r *reader) scopes(o *object) {
 		s := ScopeRules{About: o.text("about", 1000)}
 		s.Routes = r.list(o.get("routes"), routeText)
 		s.Grants = r.list(o.get("grants"), oneOfThese(grants...))
-		if n := o.get("available"); n != nil && r.flag(n) == false && n.shape == isBool {
+		if n := o.get("available"); n != nil && !r.flag(n) && n.shape == isBool {
 			s.Available = new(false)
 		}
 		o.done()

@@ -217,7 +217,7 @@ func (c *client) tokenHint() string {
 	case t.tokenMiss != nil:
 		return fmt.Sprintf("no root key was sent, because the one of %s cannot be read: %v", t.tokenFrom, t.tokenMiss)
 	case t.token == "" && t.found && t.TokenFile != "":
-		return fmt.Sprintf("no root key was sent: the one of the context file is for another address; give one with --token-file or KEYLEDGER_TOKEN")
+		return "no root key was sent: the one of the context file is for another address; give one with --token-file or KEYLEDGER_TOKEN"
 	case t.token == "":
 		return "no root key was sent: give one with --token-file or KEYLEDGER_TOKEN; `keyledger dev` writes a context file with its own"
 	}

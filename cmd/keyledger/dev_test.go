@@ -48,14 +48,13 @@ type devKey struct{}
 
 // devProcess is the server of one script.
 type devProcess struct {
-	env    *testscript.Env
-	cmd    *exec.Cmd
-	ended  chan error
-	log    *lockedBuffer
-	conn   *nats.Conn // a plain subscriber
-	mu     sync.Mutex // guards inbox
-	inbox  []string
-	secret []string
+	env   *testscript.Env
+	cmd   *exec.Cmd
+	ended chan error
+	log   *lockedBuffer
+	conn  *nats.Conn // a plain subscriber
+	mu    sync.Mutex // guards inbox
+	inbox []string
 }
 
 type lockedBuffer struct {

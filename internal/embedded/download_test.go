@@ -178,7 +178,7 @@ func TestDownloadRefuses(t *testing.T) {
 			if _, err := os.Stat(filepath.Join(dir, "a", "escaped")); !errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("the archive wrote outside of its directory: %v", err)
 			}
-			entries, err := os.ReadDir(cfg.CacheDir)
+			entries, _ := os.ReadDir(cfg.CacheDir) // which may not have been made
 			for _, e := range entries {
 				if e.Name() != "lock" {
 					t.Errorf("%q is left in the cache", e.Name())
