@@ -33,6 +33,8 @@ func asking(t *testing.T, c *client, secret string) (accepted *atomic.Int64, sto
 					return
 				}
 				accepted.Add(1)
+				// The machine is the commands' too.
+				<-time.After(time.Millisecond)
 			}
 		})
 	}
@@ -68,10 +70,10 @@ func known(t *testing.T, c *client) made {
 // verified and changed as ever, lists say when to ask again, and the read models
 // catch up exactly.
 func TestPostgresAway(t *testing.T) {
+	t.Parallel()
 	b := startBroker(t, t.TempDir(), true)
 	config := embedded.PostgresConfig{Dir: t.TempDir()}
 	start := func() *embedded.Postgres {
-		t.Helper()
 		p, err := embedded.StartPostgres(t.Context(), config)
 		if err != nil {
 			t.Fatal(err)
@@ -121,6 +123,7 @@ func TestPostgresAway(t *testing.T) {
 // verified all the time, commands say when to ask again, and in the end each
 // took effect once.
 func TestNATSAway(t *testing.T) {
+	t.Parallel()
 	s, b, one := serving(t)
 	c := s.client(one)
 	first := known(t, c)
@@ -134,15 +137,22 @@ func TestNATSAway(t *testing.T) {
 			create := func() (answer, error) {
 				return c.once(t.Context(), http.MethodPost, "/v1/keys", fmt.Sprint("away-", i), map[string]string{"keyspace": "parcelbird", "owner": "birdwatch", "name": "CI"})
 			}
-			a, err := create()
-			if err != nil || a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" {
-				t.Errorf("a command without NATS: %d %s, %v", a.status, a.body, err)
+			var a answer
+			var err error
+			// A command is answered when the service has given up waiting for
+			// NATS; once is enough to see that.
+			if i == 0 {
+				a, err = create()
+				if err != nil || a.status != http.StatusServiceUnavailable || a.header.Get("Retry-After") == "" {
+					t.Errorf("a command without NATS: %d %s, %v", a.status, a.body, err)
+				}
 			}
-			more(t, accepted, 20)
+			more(t, accepted, 50)
 			b.start()
-			for end := time.Now().Add(patience); a.status != http.StatusCreated; a, err = create() {
-				if err != nil || a.status != http.StatusServiceUnavailable || time.Now().After(end) {
-					t.Fatalf("a command after NATS has come back: %d %s, %v", a.status, a.body, err)
+			for end := time.Now().Add(patience); a.status != http.StatusCreated; {
+				if a, err = create(); err != nil || a.status >= 400 && a.status != http.StatusServiceUnavailable || time.Now().After(end) {
+					t.Errorf("a command after NATS has come back: %d %s, %v", a.status, a.body, err)
+					return
 				}
 			}
 			var m made

@@ -167,6 +167,7 @@ func (b *broken) sql(query string, args ...any) {
 // A history that is in doubt is refused at the start, with a message that says
 // what was found and what to do, and nothing is written.
 func TestBrokenStreams(t *testing.T) {
+	t.Parallel()
 	original, postgres := t.TempDir(), testenv.Postgres(t)
 	d := newDev(t, original, "KEYLEDGER_POSTGRES_URL="+postgres)
 	d.start()

@@ -21,6 +21,7 @@ import (
 	"github.com/keyledger/keyledger/internal/testenv"
 	"github.com/keyledger/keyledger/internal/testenv/check"
 	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/reactors"
 )
 
 // inside opens the ledger in this process, with a fold and commands, so that
@@ -50,6 +51,7 @@ func inside(t *testing.T, conn *nats.Conn) *commands.Commands {
 // while facts are appended, some of them void. FEED holds each that held, once,
 // in order.
 func TestKillsOfFeedWriters(t *testing.T) {
+	t.Parallel()
 	b := startBroker(t, t.TempDir(), true)
 	s := newStage(t, b.url, testenv.Postgres(t), fmt.Sprintf("monitor: [%q]", b.monitor))
 	services := []*service{s.service(), s.service()}
@@ -62,7 +64,7 @@ func TestKillsOfFeedWriters(t *testing.T) {
 	end := make(chan struct{})
 	var appended sync.WaitGroup
 	defer appended.Wait()
-	facts := 0
+	facts := 0 // of keys that held
 	appended.Go(func() {
 		as := commands.Request{Authority: domain.System("test"), Via: "test"}
 		for {
@@ -168,9 +170,8 @@ func again(t *testing.T, conn *nats.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Header.Del(nats.MsgIdHdr)
-	m.Header.Del(nats.ExpectedLastSeqHdr)
-	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data}); err != nil {
+	header := nats.Header{reactors.HeaderLedgerSequence: m.Header[reactors.HeaderLedgerSequence]}
+	if _, err := js.PublishMsg(t.Context(), &nats.Msg{Subject: m.Subject, Header: header, Data: m.Data}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -207,6 +207,7 @@ func serving(t *testing.T) (*stage, *broker, *service) {
 // The service is killed at random moments. No command that was answered is
 // lost, none took effect twice.
 func TestKillsOfServe(t *testing.T) {
+	t.Parallel()
 	s, b, one := serving(t)
 	n := times(8, 200)
 	w := under(t, func() *client { return s.client(one) }, func() { one.killed(n) })
@@ -219,6 +220,7 @@ func TestKillsOfServe(t *testing.T) {
 // The control: a client that gives every repetition an Idempotency-Key of its
 // own has something done twice, and the test above would see it.
 func TestKillsWithoutIdempotency(t *testing.T) {
+	t.Parallel()
 	s, b, one := serving(t)
 	all := &work{did: map[string][]string{}}
 	for round := range 20 {
@@ -267,6 +269,7 @@ func (quiet) Errorf(string, ...any) {}
 
 // Everything in one process is killed, NATS and PostgreSQL with it.
 func TestKillsOfDev(t *testing.T) {
+	t.Parallel()
 	d := newDev(t, t.TempDir())
 	d.start()
 	c := d.client()
