@@ -2,16 +2,25 @@ package faults
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/internal/embedded"
+	"github.com/keyledger/keyledger/internal/testenv"
 )
 
 // asking verifies a secret over and over until stop is called, which answers how
@@ -165,4 +174,101 @@ func TestNATSAway(t *testing.T) {
 	maps.Copy(w.did, did)
 	w.exact(t, facts(t, b.url, 1))
 	invariants(t, b.url, s.postgres, 1, s.seen)
+}
+
+// Nodes of a cluster are killed, one at a time and all at once. What was
+// answered is there, once, and equal on all of them.
+func TestKillsOfNATSNodes(t *testing.T) {
+	t.Parallel()
+	nodes := startCluster(t, 3)
+	var urls, monitors []string
+	for _, b := range nodes {
+		urls, monitors = append(urls, b.url), append(monitors, fmt.Sprintf("%q", b.monitor))
+	}
+	s := newStage(t, strings.Join(urls, ","), testenv.Postgres(t), "replicas: 3", "monitor: ["+strings.Join(monitors, ", ")+"]")
+	one := s.service()
+	one.start()
+	c := s.client(one)
+	c.prepare()
+	single, all := times(1, 100), times(1, 20)
+	w := under(t, func() *client { return s.client(one) }, func() {
+		for i := range single + all {
+			killed := nodes
+			if i < single {
+				n := rand.IntN(len(nodes))
+				killed = nodes[n : n+1]
+			}
+			for _, b := range killed {
+				b.process.Kill()
+			}
+			<-time.After(rand.N(500 * time.Millisecond))
+			for _, b := range killed {
+				b.launch()
+			}
+			for _, b := range killed {
+				b.wait()
+			}
+			// One that is answered says that the cluster has a leader again.
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			c.until(ctx, http.MethodPut, "/v1/keyspaces/parcelbird/owners/birdwatch", "", map[string]string{"name": fmt.Sprint("Birdwatch ", i), "plan": "large"})
+			cancel()
+		}
+	})
+	t.Logf("one node killed %d times, all three %d times: %d commands answered", single, all, w.commands.Load())
+	w.exact(t, facts(t, s.nats, 3))
+	invariants(t, s.nats, s.postgres, 3, s.seen)
+	equal(t, nodes)
+}
+
+// equal compares what every node holds of LEDGER, each of them leading in turn,
+// since only a leader answers from its own files.
+func equal(t *testing.T, nodes []*broker) {
+	t.Helper()
+	conn := nodes[0].connect(t)
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held []string
+	for i := range nodes {
+		name := fmt.Sprint("n", i)
+		end := time.Now().Add(patience)
+		for {
+			s, err := js.Stream(t.Context(), events.Ledger)
+			if err == nil && s.CachedInfo().Cluster.Leader == name {
+				held = append(held, messages(t, conn, s.CachedInfo().State.LastSeq))
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s does not become the leader of LEDGER: %v", name, err)
+			}
+			_, _ = conn.Request("$JS.API.STREAM.LEADER.STEPDOWN."+events.Ledger, fmt.Appendf(nil, `{"placement":{"preferred":%q}}`, name), time.Second)
+			// Nothing signals an election.
+			time.Sleep(50 * time.Millisecond)
+		}
+		if held[i] != held[0] {
+			t.Errorf("LEDGER of node %d is not that of node 0", i)
+		}
+	}
+}
+
+// messages is a hash of all that a stream's leader holds.
+func messages(t *testing.T, conn *nats.Conn, last uint64) string {
+	t.Helper()
+	h := sha256.New()
+	for sequence := uint64(1); sequence <= last; sequence++ {
+		m, err := conn.Request("$JS.API.STREAM.MSG.GET."+events.Ledger, fmt.Appendf(nil, `{"seq":%d}`, sequence), 5*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var answer struct {
+			Message json.RawMessage
+			Error   json.RawMessage
+		}
+		if err := json.Unmarshal(m.Data, &answer); err != nil || answer.Error != nil {
+			t.Fatalf("LEDGER %d: %s %v", sequence, answer.Error, err)
+		}
+		h.Write(answer.Message)
+	}
+	return fmt.Sprintf("%d messages, %x", last, h.Sum(nil))
 }

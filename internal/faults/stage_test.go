@@ -57,23 +57,58 @@ type broker struct {
 // disk has what was written, which is what nats-server does unless told.
 func startBroker(t testing.TB, dir string, synced bool) *broker {
 	t.Helper()
-	ports := freePorts(t, 2)
-	b := &broker{t: t, dir: dir, config: filepath.Join(t.TempDir(), "nats.conf"),
-		address: fmt.Sprintf("127.0.0.1:%d", ports[0]), monitor: fmt.Sprintf("http://127.0.0.1:%d", ports[1])}
-	b.url = "nats://" + b.address
-	sync := ""
-	if synced {
-		sync = "sync_interval: always"
-	}
-	writeFile(t, b.config, fmt.Sprintf("server_name: faults\nlisten: %q\nhttp: \"127.0.0.1:%d\"\njetstream { store_dir: %q, max_file: 1TB, %s }\n", b.address, ports[1], dir, sync))
+	b := &broker{t: t, dir: dir}
+	b.configure(freePorts(t, 2), synced, "")
 	b.start()
 	return b
 }
 
-func (b *broker) start() {
+// startCluster starts servers that sync, as nodes of one cluster.
+func startCluster(t testing.TB, nodes int) (all []*broker) {
+	t.Helper()
+	ports := freePorts(t, 3*nodes)
+	var routes []string
+	for i := range nodes {
+		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", ports[3*i+2]))
+	}
+	for i := range nodes {
+		b := &broker{t: t, dir: t.TempDir()}
+		b.configure(ports[3*i:], true, fmt.Sprintf("server_name: n%d\ncluster { name: faults, listen: \"127.0.0.1:%d\", routes: [%s] }\n", i, ports[3*i+2], strings.Join(routes, ", ")))
+		b.launch()
+		all = append(all, b)
+	}
+	for _, b := range all {
+		b.wait()
+	}
+	return all
+}
+
+func (b *broker) configure(ports []int, synced bool, more string) {
+	b.t.Helper()
+	b.config = filepath.Join(b.t.TempDir(), "nats.conf")
+	b.address = fmt.Sprintf("127.0.0.1:%d", ports[0])
+	b.url, b.monitor = "nats://"+b.address, fmt.Sprintf("http://127.0.0.1:%d", ports[1])
+	sync := ""
+	if synced {
+		sync = "sync_interval: always"
+	}
+	writeFile(b.t, b.config, fmt.Sprintf("listen: %q\nhttp: \"127.0.0.1:%d\"\njetstream { store_dir: %q, max_file: 1TB, %s }\n%s", b.address, ports[1], b.dir, sync, more))
+}
+
+func (b *broker) launch() {
 	b.t.Helper()
 	b.process = testenv.Start(b.t, nil, testenv.BuildNATS(b.t), "-c", b.config)
+}
+
+func (b *broker) wait() {
+	b.t.Helper()
 	b.process.WaitOutput("Server is ready", patience)
+}
+
+func (b *broker) start() {
+	b.t.Helper()
+	b.launch()
+	b.wait()
 }
 
 func (b *broker) connect(t testing.TB) *nats.Conn {
