@@ -34,15 +34,15 @@ import (
 //	answers      a problem document for each code, a status of 0 is the code's own
 //	public_routes without status and body are answered by the upstream; with a body alone by 200
 func ParseDocument(source []byte) (*Document, error) {
-	root, problems := readTree(source)
+	root, problems, readable := readTree(source)
 	if root == nil {
-		return nil, &DocumentError{problems}
+		return nil, &DocumentError{Problems: problems, Unreadable: !readable}
 	}
 	r := &reader{problems: problems}
 	d := r.document(root)
 	if len(r.problems) > 0 {
 		slices.SortStableFunc(r.problems, func(a, b Problem) int { return cmp.Compare(a.Line, b.Line) })
-		return nil, &DocumentError{slices.Compact(r.problems)}
+		return nil, &DocumentError{Problems: slices.Compact(r.problems)}
 	}
 	return d, nil
 }

@@ -223,6 +223,19 @@ func TestJSONDocument(t *testing.T) {
 	}
 }
 
+// A source that is no document at all is told from a document that is wrong.
+func TestUnreadableDocument(t *testing.T) {
+	for source, unreadable := range map[string]bool{
+		"": true, "a: b: c": true, "{\"keyspace\":": true, "keyspace: [\n": true, "keyspace: \xff": true,
+		"[]": false, "null": false, "keyspace: 3": false, "colour: red": false, "a: 1\na: 2": false,
+	} {
+		_, err := ParseDocument([]byte(source))
+		if bad, ok := errors.AsType[*DocumentError](err); !ok || bad.Unreadable != unreadable {
+			t.Errorf("%q: %v, want unreadable %v", source, err, unreadable)
+		}
+	}
+}
+
 // Writing a document and reading it again changes nothing, and the bytes are
 // always the same.
 func TestDocumentRoundTrip(t *testing.T) {

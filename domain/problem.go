@@ -33,6 +33,10 @@ func (p Problem) String() string {
 // the order of its lines.
 type DocumentError struct {
 	Problems []Problem
+
+	// Unreadable: the source is no document at all, neither YAML nor JSON, so
+	// that nothing in it could be checked.
+	Unreadable bool
 }
 
 func (e *DocumentError) Error() string {

@@ -53,11 +53,12 @@ type node struct {
 }
 
 // readTree reads YAML or JSON. The node is nil where there is nothing to go on
-// with; otherwise the problems are not all there are. What is JSON is read as JSON: its strings may
-// hold escapes that YAML does not know.
-func readTree(source []byte) (*node, []Problem) {
-	one := func(line int, message, fix string) (*node, []Problem) {
-		return nil, []Problem{{Line: line, Message: message, Fix: fix}}
+// with; otherwise the problems are not all there are. It is not readable where
+// the source is neither YAML nor JSON. What is JSON is read as JSON: its strings
+// may hold escapes that YAML does not know.
+func readTree(source []byte) (root *node, problems []Problem, readable bool) {
+	one := func(line int, message, fix string) (*node, []Problem, bool) {
+		return nil, []Problem{{Line: line, Message: message, Fix: fix}}, false
 	}
 	if len(source) > MaxDocument {
 		return one(0, fmt.Sprintf("the document has %d bytes", len(source)), fmt.Sprintf("write at most %d", MaxDocument))
@@ -81,7 +82,7 @@ func readTree(source []byte) (*node, []Problem) {
 		if t.stopped {
 			root = nil
 		}
-		return root, t.problems
+		return root, t.problems, true
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(source))
 	var first, second yaml.Node
@@ -97,11 +98,11 @@ func readTree(source []byte) (*node, []Problem) {
 	if len(first.Content) != 1 {
 		return one(0, "the document is empty", "write a keyspace document")
 	}
-	root := t.fromYAML(first.Content[0], "", 0)
+	root = t.fromYAML(first.Content[0], "", 0)
 	if t.stopped {
 		root = nil
 	}
-	return root, t.problems
+	return root, t.problems, true
 }
 
 var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?`)
