@@ -71,9 +71,8 @@ func (a *API) judge(r *http.Request, ks *domain.Keyspace, secret string, hash [3
 	if len(key.AllowedIPs) > 0 {
 		req.IP = a.ClientIP(r)
 	}
-	if values := r.Header["Origin"]; len(values) > 0 {
-		req.Origin = &values[0]
-	}
+	// No Origin is known here, not unchecked: a key with a list needs one.
+	req.Origin = new(strings.Join(r.Header.Values("Origin"), ", "))
 	code := ks.JudgeKey(&req, secret, hash, key, a.Ring.Owner(key.Keyspace, key.Owner), events.At(a.Now()))
 	if code != domain.CodeValid {
 		return domain.Authority{}, unauthorized(code)

@@ -85,6 +85,9 @@ func problemOf(err error) *Problem {
 	}
 	if d, ok := errors.AsType[*domain.DocumentError](err); ok {
 		p := problem(http.StatusUnprocessableEntity, "INVALID_DOCUMENT", "The keyspace document is not valid; nothing was recorded.")
+		if d.Unreadable {
+			p = problem(http.StatusBadRequest, "UNREADABLE", "The keyspace document cannot be read; nothing was recorded.")
+		}
 		p.Errors = details(d.Problems)
 		return p
 	}
@@ -185,8 +188,12 @@ func humaProblem(status int, detail string, errs []error) *Problem {
 		if !ok {
 			continue
 		}
-		path := place(d.Location)
-		message, fix := word(d.Message, path)
+		path, said := place(d.Location), d.Message
+		if m := required.FindStringSubmatch(said); m != nil {
+			// Huma says which object lacks it; people look for the field.
+			path, said = strings.TrimPrefix(path+"."+m[1], "."), "required"
+		}
+		message, fix := word(said, path)
 		p.Errors = append(p.Errors, Detail{Path: path, Message: message, Fix: fix})
 	}
 	return p
@@ -206,9 +213,6 @@ var required = regexp.MustCompile(`^expected required property (.+) to be presen
 
 // word says in the contract's words what huma says in those of JSON Schema.
 func word(message, path string) (what, fix string) {
-	if m := required.FindStringSubmatch(message); m != nil {
-		return m[1] + " is missing", "send " + m[1]
-	}
 	switch message {
 	case "unexpected property":
 		return "is not a field of this call", "leave it out, or correct its name"
@@ -232,8 +236,11 @@ func word(message, path string) (what, fix string) {
 	if rest, ok := strings.CutPrefix(message, "expected "); ok {
 		return "is not as it should be", rest
 	}
-	if strings.HasPrefix(message, "required ") {
+	if strings.HasPrefix(message, "required") {
 		return "is missing", "send it"
+	}
+	if strings.HasPrefix(message, "invalid date/time") {
+		return word("expected string to be RFC 3339 date-time", path)
 	}
 	return message, "see /openapi.json"
 }

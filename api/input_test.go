@@ -1,0 +1,42 @@
+package api_test
+
+import (
+	"net/http"
+	"testing"
+)
+
+// Input that cannot be read is 400, whatever it was to be; what can be read and
+// is wrong is 422.
+func TestUnreadableDocument(t *testing.T) {
+	s := start(t)
+	head := s.head()
+	for _, source := range []string{"", "a: b: c", "keyspace: [\n", "\tkeyspace: pb"} {
+		s.refused(s.do("PUT", "/v1/keyspaces/pb", s.root, source, "Content-Type", "application/yaml"), 400, "UNREADABLE")
+	}
+	s.refused(s.do("PUT", "/v1/keyspaces/pb", s.root, "keyspace: 3", "Content-Type", "application/yaml"), 422, "INVALID_DOCUMENT")
+	if s.head() != head {
+		t.Error("something was recorded")
+	}
+}
+
+// What is missing is named by its path, like everything else that is wrong.
+func TestMissingField(t *testing.T) {
+	s := start(t)
+	a := s.do("POST", "/v1/keys", s.root, `{"keyspace":"pb","owner":"org_1"}`)
+	s.refused(a, 422, "INVALID")
+	problem := a.json["errors"].([]any)[0].(map[string]any)
+	if problem["path"] != "name" || problem["message"] != "is missing" {
+		t.Errorf("%s", a.body)
+	}
+}
+
+// A key that is bound to origins manages nothing from anywhere else, nor from
+// nowhere.
+func TestOriginOfACommand(t *testing.T) {
+	s := start(t)
+	s.configure("pb")
+	_, secret := s.create(map[string]any{"scopes": []string{"keys:manage"}, "allowed_origins": []string{"https://a.example"}})
+	s.refused(s.do(http.MethodPost, "/v1/keys/lookup", secret, `{"keyspace":"pb","first":"pb_"}`), 403, "ORIGIN_DENIED")
+	s.refused(s.do(http.MethodPost, "/v1/keys/lookup", secret, `{"keyspace":"pb","first":"pb_"}`, "Origin", "https://b.example"), 403, "ORIGIN_DENIED")
+	s.must(http.MethodPost, "/v1/keys/lookup", secret, `{"keyspace":"pb","first":"pb_"}`, "Origin", "https://a.example")
+}
