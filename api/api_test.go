@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/api"
@@ -25,6 +26,7 @@ import (
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/testenv"
+	"github.com/keyledger/keyledger/internal/testenv/check"
 	"github.com/keyledger/keyledger/migrations"
 	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/keyring"
@@ -41,7 +43,10 @@ type service struct {
 	ledger *ledger.Ledger
 	ring   *keyring.Ring
 	log    *journal
+	conn   *nats.Conn
+	pool   *pgxpool.Pool // nil: withPostgres was not asked for
 
+	secrets  *[]string // that were answered
 	recorder *verify.Recorder
 }
 
@@ -63,31 +68,36 @@ func (j *journal) String() string {
 	return j.b.String()
 }
 
-// withPostgres adds the read models.
-func withPostgres(t *testing.T) func(*api.Deps) {
-	return func(d *api.Deps) {
-		pool, err := pgxpool.New(t.Context(), testenv.Postgres(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(pool.Close)
-		if _, err := migrations.Up(t.Context(), pool); err != nil {
-			t.Fatal(err)
-		}
-		d.Queries, d.Runner = queries.New(pool), projections.New(d.Ledger, pool, slog.New(slog.DiscardHandler))
-		ctx, stop := context.WithCancel(context.Background())
-		var running sync.WaitGroup
-		running.Go(func() { d.Runner.Run(ctx) })
-		t.Cleanup(func() {
-			stop()
-			running.Wait()
-		})
+// withPostgres adds the read models and serves anew.
+func (s *service) withPostgres() {
+	s.t.Helper()
+	pool, err := pgxpool.New(s.t.Context(), testenv.Postgres(s.t))
+	if err != nil {
+		s.t.Fatal(err)
 	}
+	s.t.Cleanup(pool.Close)
+	if _, err := migrations.Up(s.t.Context(), pool); err != nil {
+		s.t.Fatal(err)
+	}
+	s.pool, s.deps.Queries = pool, queries.New(pool)
+	s.deps.Runner = projections.New(s.ledger, pool, slog.New(slog.DiscardHandler))
+	ctx, stop := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { s.deps.Runner.Run(ctx) })
+	s.t.Cleanup(func() {
+		stop()
+		running.Wait()
+	})
+	s.serve()
 }
 
 func start(t testing.TB) *service {
 	t.Helper()
 	nc := testenv.Conn(t, testenv.NATS(t))
+	log, secrets := &journal{}, &[]string{}
+	t.Cleanup(func() { // when everything else has ended and been written
+		check.Ledger(t, check.Subject{Conn: nc, Secrets: *secrets, Log: log.String()})
+	})
 	l, err := ledger.Open(t.Context(), nc, ledger.Options{AllowUnverifiedSync: true})
 	if err != nil {
 		t.Fatal(err)
@@ -102,7 +112,6 @@ func start(t testing.TB) *service {
 		_ = l.Close()
 	})
 	<-ring.Ready()
-	log := &journal{}
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +131,7 @@ func start(t testing.TB) *service {
 	})
 	verifier := verify.New(ring, recorder, verify.Options{})
 	t.Cleanup(verifier.Close)
-	s := &service{t: t, ledger: l, ring: ring, log: log, recorder: recorder}
+	s := &service{t: t, conn: nc, ledger: l, ring: ring, log: log, secrets: secrets, recorder: recorder}
 	s.deps = api.Deps{
 		Commands: &commands.Commands{Ledger: l, Ring: ring}, Ring: ring, Ledger: l, Version: "test",
 		Verifier: verifier, Recorder: recorder, Seal: sealed,
@@ -134,6 +143,7 @@ func start(t testing.TB) *service {
 		t.Fatal(err)
 	}
 	s.root = r.Secret
+	*secrets = append(*secrets, r.Secret)
 	s.serve()
 	return s
 }
@@ -194,6 +204,9 @@ func (s *service) do(method, path, credential, body string, header ...string) an
 		s.t.Fatal(err)
 	}
 	_ = json.Unmarshal(a.body, &a.json)
+	if secret, ok := a.json["secret"].(string); ok {
+		*s.secrets = append(*s.secrets, secret)
+	}
 	for _, wrong := range api.Conforms(method, path, a.status, a.header, a.body) {
 		s.t.Errorf("%s: %s", wrong, a.body)
 	}

@@ -211,8 +211,7 @@ func TestBadCredentials(t *testing.T) {
 func TestEveryRoute(t *testing.T) {
 	s := start(t)
 	s.configure("pb")
-	withPostgres(t)(&s.deps)
-	s.serve()
+	s.withPostgres()
 	theirs, _ := s.create(map[string]any{"owner": "org_2"})
 	_, customer := s.create(nil)
 	manager := s.must("POST", "/v1/root-keys", s.root, `{"name":"m","role":"manager","keyspace":"pb","owner":"org_1"}`).json["secret"].(string)

@@ -18,6 +18,7 @@ import (
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/internal/testenv/check"
 )
 
 // verify asks for a decision.
@@ -300,8 +301,7 @@ func TestTail(t *testing.T) {
 // asked to.
 func TestReadModels(t *testing.T) {
 	s := start(t)
-	withPostgres(t)(&s.deps)
-	s.serve()
+	s.withPostgres()
 	s.configure("pb")
 	for range 3 {
 		s.create(nil)
@@ -364,6 +364,7 @@ func TestReadModels(t *testing.T) {
 		}
 	}
 	s.refused(s.do("POST", "/v1/projections/none/rebuild", s.root, ""), 404, "PROJECTION_NOT_FOUND")
+	check.Ledger(t, check.Subject{Conn: s.conn, Pool: s.pool, Secrets: *s.secrets, Log: s.log.String()})
 }
 
 // Without PostgreSQL lists say when to ask again, and everything else goes on.
