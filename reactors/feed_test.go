@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -197,19 +199,24 @@ func TestFeedNeedsItsExpectation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f.append = func(ctx context.Context, _, sequence uint64, e events.Envelope) (uint64, error) {
-			body, err := events.Encode(events.Public(e))
-			if err != nil {
-				return 0, err
+		f.append = func(ctx context.Context, _ uint64, batch []ledger.FeedEntry) (first uint64, err error) {
+			for i, x := range batch {
+				body, err := events.Encode(events.Public(x.Event))
+				if err != nil {
+					return 0, err
+				}
+				m := nats.NewMsg(events.FeedSubject(x.Event))
+				m.Data = body
+				m.Header.Set(HeaderLedgerSequence, strconv.FormatUint(x.Ledger, 10))
+				ack, err := js.PublishMsg(ctx, m)
+				if err != nil {
+					return 0, err
+				}
+				if i == 0 {
+					first = ack.Sequence
+				}
 			}
-			m := nats.NewMsg(events.FeedSubject(e))
-			m.Data = body
-			m.Header.Set(HeaderLedgerSequence, strconv.FormatUint(sequence, 10))
-			ack, err := js.PublishMsg(ctx, m)
-			if err != nil {
-				return 0, err
-			}
-			return ack.Sequence, nil
+			return first, nil
 		}
 	})
 	if err == nil {
@@ -274,6 +281,118 @@ func TestFeedTakeover(t *testing.T) {
 		all[writer].kill()
 		all = append(all[:writer], all[writer+1:]...)
 	}
+}
+
+// When a batch is cut off in its middle, FEED has all of it or none.
+func TestFeedBatchIsWhole(t *testing.T) {
+	inside, err := cuts(t, nil)
+	if err != nil {
+		t.Error(err)
+	}
+	if inside > 0 {
+		t.Errorf("FEED ended inside a batch %d times", inside)
+	}
+}
+
+// The positive control: the same facts published one by one end in the middle.
+func TestFeedBatchCutsHit(t *testing.T) {
+	inside, err := cuts(t, func(f *Feed) {
+		whole := f.append
+		f.append = func(ctx context.Context, last uint64, batch []ledger.FeedEntry) (uint64, error) {
+			for i := range batch {
+				if _, err := whole(ctx, last+uint64(i), batch[i:i+1]); err != nil {
+					return 0, err
+				}
+			}
+			return last + 1, nil
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if inside == 0 {
+		t.Error("no cut fell inside a batch: the test above proves nothing")
+	}
+}
+
+// cuts gives a long history to one process after another, whose connection ends
+// somewhere in its first batch, and says how often FEED then ended inside it.
+func cuts(t *testing.T, change func(*Feed)) (inside int, err error) {
+	w := newWorld(t, testenv.Listening())
+	for i := range 4 * mostFacts {
+		w.fact(fmt.Sprintf("key_%d", i%7))
+		if i%50 == 0 {
+			w.void("key_0")
+		}
+	}
+	head := uint64(0)
+	for try := 0; try < 10 && head+mostFacts < uint64(len(w.held)); try++ {
+		var cut cutter
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		nc, err := nats.Connect(w.server.ClientURL(), nats.SetCustomDialer(&cut), nats.NoReconnect(),
+			nats.ClosedHandler(func(*nats.Conn) { cancel() }), nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+		if err != nil {
+			return 0, err
+		}
+		f, err := NewFeed(FeedOptions{Ledger: openLedger(t, nc), Conn: nc, Void: w.ring.Void, Log: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			return 0, err
+		}
+		if change != nil {
+			change(f)
+		}
+		whole := f.append
+		var from, to uint64
+		f.append = func(ctx context.Context, last uint64, batch []ledger.FeedEntry) (uint64, error) {
+			if len(batch) >= batchFrom && to == 0 {
+				from, to = last, last+uint64(len(batch))
+				cut.after(rand.Int64N(int64(len(batch)) * 500)) // a fact takes more bytes
+			}
+			return whole(ctx, last, batch)
+		}
+		if err := f.Run(ctx); !errors.Is(err, context.Canceled) {
+			return 0, err
+		}
+		nc.Close()
+		if head, err = w.ledger.Head(t.Context(), events.Feed); err != nil {
+			return 0, err
+		}
+		if from < head && head < to {
+			inside++
+		}
+	}
+	w.start()
+	return inside, w.feedHolds(w.held)
+}
+
+// cutter dials connections that end when a number of bytes was sent.
+type cutter struct {
+	net.Conn
+	armed atomic.Bool
+	left  atomic.Int64
+}
+
+func (c *cutter) Dial(network, address string) (_ net.Conn, err error) {
+	c.Conn, err = net.Dial(network, address)
+	return c, err
+}
+
+func (c *cutter) after(bytes int64) {
+	c.left.Store(bytes)
+	c.armed.Store(true)
+}
+
+func (c *cutter) Write(b []byte) (int, error) {
+	if !c.armed.Load() {
+		return c.Conn.Write(b)
+	}
+	left := c.left.Add(-int64(len(b)))
+	if left >= 0 {
+		return c.Conn.Write(b)
+	}
+	n, _ := c.Conn.Write(b[:max(0, left+int64(len(b)))])
+	c.Conn.Close()
+	return n, net.ErrClosed
 }
 
 // FEED never shows the hash of a secret, and says what CloudEvents say.
@@ -365,7 +484,7 @@ func TestFeedRefusesAShorterLedger(t *testing.T) {
 	w.fact("key_1")
 	e := events.New(events.KeyRevoked{}, time.Now())
 	e.Keyspace, e.Owner, e.Key, e.KeyVersion = "promptick", "proj_1", "key_9", 1
-	if _, err := w.ledger.AppendFeed(t.Context(), 0, 17, e); err != nil {
+	if _, err := w.ledger.AppendFeed(t.Context(), 0, ledger.FeedEntry{Ledger: 17, Event: e}); err != nil {
 		t.Fatal(err)
 	}
 	// With the ledger that is open: a new one would refuse to open.

@@ -93,12 +93,8 @@ func (l *Ledger) AppendBatch(ctx context.Context, batch []Expect) (first uint64,
 			m.Header[expectSubject] = []string{strconv.FormatUint(x.Expected, 10)}
 			stated[m.Subject] = true
 		}
-		m.Header[batchSequence] = []string{strconv.Itoa(i + 1)}
 		messages[i] = m
 	}
-	last := messages[len(messages)-1]
-	last.Header[batchCommit] = []string{"1"}
-
 	select {
 	case l.batches <- struct{}{}:
 		defer func() { <-l.batches }()
@@ -108,23 +104,8 @@ func (l *Ledger) AppendBatch(ctx context.Context, batch []Expect) (first uint64,
 	return l.append(ctx, attempt{
 		stream: events.Ledger, id: batch[0].Event.ID,
 		publish: func(ctx context.Context) (uint64, error) {
-			id := []string{events.NewID("batch", time.Now())}
-			for _, m := range messages {
-				m.Header[batchID] = id
-			}
-			for _, m := range messages[:len(messages)-1] {
-				if err := l.nc.PublishMsg(m); err != nil {
-					return 0, err
-				}
-			}
-			ack, err := l.publish(ctx, last)
-			if err != nil {
-				return 0, err
-			}
-			if ack.Count != uint64(len(batch)) {
-				return 0, fmt.Errorf("the server stored %d of %d facts of an atomic batch", ack.Count, len(batch))
-			}
-			return ack.Sequence - ack.Count + 1, nil
+			last, err := l.publishBatch(ctx, messages)
+			return last - uint64(len(messages)) + 1, err
 		},
 		stored: func(ctx context.Context) (*message, error) {
 			return l.get(ctx, events.Ledger, getRequest{Seq: batch[0].Expected + 1, NextFor: messages[0].Subject})
@@ -132,25 +113,23 @@ func (l *Ledger) AppendBatch(ctx context.Context, batch []Expect) (first uint64,
 	})
 }
 
+// FeedEntry is a fact on its way to FEED.
+type FeedEntry struct {
+	Ledger uint64 // its sequence in LEDGER
+	Event  events.Envelope
+}
+
 // AppendFeed stores the public form of a fact in FEED when FEED's last sequence
-// is the expected one, with the CloudEvents attributes as headers.
-func (l *Ledger) AppendFeed(ctx context.Context, expectedLast, ledgerSequence uint64, e events.Envelope) (uint64, error) {
-	e = events.Public(e)
-	m, err := l.message(events.FeedSubject(e), e)
+// is the expected one, with the CloudEvents attributes as headers, and returns
+// its own. It fails as [Ledger.Append] does.
+func (l *Ledger) AppendFeed(ctx context.Context, expectedLast uint64, x FeedEntry) (uint64, error) {
+	m, err := l.feedMessage(x)
 	if err != nil {
 		return 0, err
 	}
 	m.Header[expectStream] = []string{strconv.FormatUint(expectedLast, 10)}
-	m.Header[sequenceHeader] = []string{strconv.FormatUint(ledgerSequence, 10)}
-	for name, value := range map[string]string{
-		"ce-specversion": "1.0", "ce-id": e.ID, "ce-type": e.Type, "ce-time": e.Time.String(),
-		"ce-source": "/keyledger/" + e.Keyspace, "ce-subject": ceSubject(e),
-		"ce-datacontenttype": "application/json",
-	} {
-		m.Header[name] = []string{value}
-	}
 	return l.append(ctx, attempt{
-		stream: events.Feed, id: e.ID,
+		stream: events.Feed, id: x.Event.ID,
 		publish: func(ctx context.Context) (uint64, error) {
 			ack, err := l.publish(ctx, m)
 			return ack.Sequence, err
@@ -159,6 +138,66 @@ func (l *Ledger) AppendFeed(ctx context.Context, expectedLast, ledgerSequence ui
 			return l.get(ctx, events.Feed, getRequest{Seq: expectedLast + 1})
 		},
 	})
+}
+
+// AppendFeedBatch is [Ledger.AppendFeed] for facts that follow each other: all
+// or none, with nothing between them. It returns the sequence of the first, when
+// another process wrote the same facts there too. A single server republishes
+// the facts of a batch before they are on disk; after a power cut they are
+// written and republished again, at the same sequences.
+func (l *Ledger) AppendFeedBatch(ctx context.Context, expectedLast uint64, batch []FeedEntry) (first uint64, err error) {
+	switch len(batch) {
+	case 0:
+		return 0, errors.New("empty batch")
+	case 1: // cheaper as a plain message
+		return l.AppendFeed(ctx, expectedLast, batch[0])
+	}
+	if len(batch) > MaxBatch {
+		return 0, fmt.Errorf("a batch of %d facts: %w (at most %d)", len(batch), ErrTooLarge, MaxBatch)
+	}
+	messages := make([]*nats.Msg, len(batch))
+	for i, x := range batch {
+		if messages[i], err = l.feedMessage(x); err != nil {
+			return 0, err
+		}
+	}
+	// The server takes it on the first message alone and refuses it on others.
+	messages[0].Header[expectStream] = []string{strconv.FormatUint(expectedLast, 10)}
+	last, err := l.append(ctx, attempt{
+		stream: events.Feed, id: batch[len(batch)-1].Event.ID,
+		publish: func(ctx context.Context) (uint64, error) { return l.publishBatch(ctx, messages) },
+		stored: func(ctx context.Context) (*message, error) {
+			m, err := l.get(ctx, events.Feed, getRequest{Seq: expectedLast + uint64(len(batch))})
+			if isNotFound(err) {
+				// Every process writes the same facts, but maybe fewer at once:
+				// what stands here then is not the last of the batch, a conflict.
+				return l.get(ctx, events.Feed, getRequest{Seq: expectedLast + 1})
+			}
+			return m, err
+		},
+	})
+	if err != nil {
+		return 0, err
+	}
+	return last - uint64(len(batch)) + 1, nil
+}
+
+// feedMessage is a fact as subscribers get it.
+func (l *Ledger) feedMessage(x FeedEntry) (*nats.Msg, error) {
+	e := events.Public(x.Event)
+	m, err := l.message(events.FeedSubject(e), e)
+	if err != nil {
+		return nil, err
+	}
+	m.Header[sequenceHeader] = []string{strconv.FormatUint(x.Ledger, 10)}
+	for name, value := range map[string]string{
+		"ce-specversion": "1.0", "ce-id": e.ID, "ce-type": e.Type, "ce-time": e.Time.String(),
+		"ce-source": "/keyledger/" + e.Keyspace, "ce-subject": ceSubject(e),
+		"ce-datacontenttype": "application/json",
+	} {
+		m.Header[name] = []string{value}
+	}
+	return m, nil
 }
 
 // ceSubject names whom a fact is about: <owner>/<key>, <owner>, or the keyspace.
@@ -405,6 +444,31 @@ func (l *Ledger) publish(ctx context.Context, m *nats.Msg) (pubAck, error) {
 		return ack, fmt.Errorf("the answer %q is none of a stream", answer.Data)
 	}
 	return ack, nil
+}
+
+// publishBatch sends messages as one atomic batch, waits for the server's answer
+// and returns the sequence of the last.
+func (l *Ledger) publishBatch(ctx context.Context, messages []*nats.Msg) (uint64, error) {
+	id := []string{events.NewID("batch", time.Now())}
+	for i, m := range messages {
+		m.Header[batchID] = id
+		m.Header[batchSequence] = []string{strconv.Itoa(i + 1)}
+	}
+	last := messages[len(messages)-1]
+	last.Header[batchCommit] = []string{"1"}
+	for _, m := range messages[:len(messages)-1] {
+		if err := l.nc.PublishMsg(m); err != nil {
+			return 0, err
+		}
+	}
+	ack, err := l.publish(ctx, last)
+	if err != nil {
+		return 0, err
+	}
+	if ack.Count != uint64(len(messages)) {
+		return 0, fmt.Errorf("the server stored %d of %d facts of an atomic batch", ack.Count, len(messages))
+	}
+	return ack.Sequence, nil
 }
 
 // pageSubject is where a node's pages of a keyspace stand.

@@ -257,6 +257,7 @@ func TestLostAnswer(t *testing.T) {
 
 	mine := created("org_1", "key_1", 1)
 	batch := []ledger.Expect{{0, created("org_1", "key_2", 1)}, {0, revoked("org_1", "key_2", 2)}}
+	feed := []ledger.FeedEntry{{Ledger: 1, Event: mine}, {Ledger: 2, Event: revoked("org_1", "key_1", 2)}}
 	body, _ := events.Encode(used("key_1"))
 	var wg sync.WaitGroup
 	g.mu.Lock()
@@ -268,6 +269,11 @@ func TestLostAnswer(t *testing.T) {
 	wg.Go(func() {
 		if first, err := far.AppendBatch(t.Context(), batch); err != nil || first == 0 {
 			t.Errorf("batch: %d %v", first, err)
+		}
+	})
+	wg.Go(func() {
+		if first, err := far.AppendFeedBatch(t.Context(), 0, feed); err != nil || first != 1 {
+			t.Errorf("batch for FEED: %d %v", first, err)
 		}
 	})
 	wg.Go(func() {
@@ -296,6 +302,9 @@ func TestLostAnswer(t *testing.T) {
 	wg.Wait()
 	if head, err := l.Head(t.Context(), events.Ledger); err != nil || head != 4 {
 		t.Errorf("LEDGER has %d facts instead of 4: %v", head, err)
+	}
+	if head, err := l.Head(t.Context(), events.Feed); err != nil || head != 2 {
+		t.Errorf("FEED has %d facts instead of 2: %v", head, err)
 	}
 	if head, err := l.Head(t.Context(), events.Usage); err != nil || head > 1 {
 		t.Errorf("USAGE has %d pages: %v", head, err)
@@ -521,10 +530,10 @@ func TestFeed(t *testing.T) {
 		t.Fatal(err)
 	}
 	e := created("org_1", "key_1", 1)
-	if sequence, err := l.AppendFeed(t.Context(), 0, 7, e); err != nil || sequence != 1 {
+	if sequence, err := l.AppendFeed(t.Context(), 0, ledger.FeedEntry{Ledger: 7, Event: e}); err != nil || sequence != 1 {
 		t.Fatal(sequence, err)
 	}
-	if _, err := l.AppendFeed(t.Context(), 0, 8, e); !errors.Is(err, ledger.ErrConflict) {
+	if _, err := l.AppendFeed(t.Context(), 0, ledger.FeedEntry{Ledger: 8, Event: e}); !errors.Is(err, ledger.ErrConflict) {
 		t.Errorf("a second writer: %v", err)
 	}
 	if feed, at, err := l.LastFed(t.Context()); err != nil || feed != 1 || at != 7 {
@@ -536,6 +545,52 @@ func TestFeed(t *testing.T) {
 	}
 	if m.Subject != "live.key.created.ks.org_1.key_1" || m.Header.Get("ce-id") != e.ID || m.Header.Get("ce-type") != "key.created" || strings.Contains(string(m.Data), "sha256") {
 		t.Errorf("republished %s %v %s", m.Subject, m.Header, m.Data)
+	}
+}
+
+// The facts of a batch stand in FEED together or not at all, and are
+// republished one by one, with their headers.
+func TestFeedBatch(t *testing.T) {
+	nc := testenv.Conn(t, testenv.NATS(t))
+	l := open(t, nc, ledger.Options{})
+	live, err := nc.SubscribeSync("live.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := []ledger.FeedEntry{
+		{Ledger: 7, Event: created("org_1", "key_1", 1)}, {Ledger: 9, Event: revoked("org_1", "key_1", 2)},
+		{Ledger: 10, Event: created("org_1", "key_2", 1)}, {Ledger: 11, Event: revoked("org_1", "key_2", 2)},
+	}
+	for _, b := range []struct {
+		expected uint64
+		batch    []ledger.FeedEntry
+		first    uint64 // 0: a conflict
+	}{
+		{1, all[:2], 0},
+		{0, all[:2], 1},
+		{0, all[:2], 0},
+		{1, all[1:], 0},
+		{2, all[2:3], 3},
+		{2, all[2:], 0},
+		{3, all[3:], 4},
+	} {
+		first, err := l.AppendFeedBatch(t.Context(), b.expected, b.batch)
+		if first != b.first || (b.first == 0) != errors.Is(err, ledger.ErrConflict) {
+			t.Fatalf("%d facts after %d: %d, %v", len(b.batch), b.expected, first, err)
+		}
+	}
+	if feed, at, err := l.LastFed(t.Context()); err != nil || feed != 4 || at != 11 {
+		t.Errorf("fed %d, %d: %v", feed, at, err)
+	}
+	for i, x := range all {
+		m, err := live.NextMsg(5 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Subject != "live."+strings.TrimPrefix(events.FeedSubject(x.Event), "feed.") || m.Header.Get("Ledger-Sequence") != fmt.Sprint(x.Ledger) ||
+			m.Header.Get("Nats-Sequence") != fmt.Sprint(i+1) || m.Header.Get("ce-id") != x.Event.ID || strings.Contains(string(m.Data), "sha256") {
+			t.Errorf("republished %s %v %s", m.Subject, m.Header, m.Data)
+		}
 	}
 }
 

@@ -52,6 +52,7 @@ func Config(stream string, replicas int) jetstream.StreamConfig {
 	case events.Feed:
 		c.Description = "keyledger: facts in their public form, for subscribers"
 		c.Subjects = []string{"feed.>"}
+		c.AllowAtomicPublish = true
 		c.RePublish = &jetstream.RePublish{Source: "feed.>", Destination: "live.>"}
 	case events.Ops:
 		c.Description = "keyledger: acts around the ledger"

@@ -112,8 +112,8 @@ func TestKillsOfFeedWriters(t *testing.T) {
 		x.wait()
 	}
 	t.Logf("%d kills, FEED moved between %d of them; %d facts", n, writes, facts)
-	if writes < n/4 {
-		t.Errorf("FEED moved only between %d of %d kills: they proved little", writes, n)
+	if writes == 0 {
+		t.Error("FEED never moved between two kills: they proved nothing.")
 	}
 	invariants(t, b.url, s.postgres, 1, s.seen)
 
