@@ -11,6 +11,10 @@ import (
 // childEnv makes the test binary a program that runs PostgreSQL until it is killed.
 const childEnv = "KEYLEDGER_TEST_POSTGRES_DIR"
 
+// recoverEnv makes it a program that starts NATS on a directory, with a second
+// for the recovery, twice, and says what came of it.
+const recoverEnv = "KEYLEDGER_TEST_RECOVER_DIR"
+
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(childEnv); dir != "" {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -23,6 +27,13 @@ func TestMain(m *testing.M) {
 		fmt.Println(p.PID())
 		<-p.Done()
 		os.Exit(1)
+	}
+	if dir := os.Getenv(recoverEnv); dir != "" {
+		_, err := StartNATS(NATSConfig{Dir: dir, RecoverWithin: time.Second})
+		fmt.Println(err)
+		_, err = StartNATS(NATSConfig{Dir: dir})
+		fmt.Println(err)
+		os.Exit(0)
 	}
 	os.Exit(m.Run())
 }

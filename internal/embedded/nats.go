@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,6 +28,10 @@ type NATSConfig struct {
 	Cluster    *NATSCluster
 	NoSync     bool         // acknowledge before fsync. For tests alone: a power cut loses acknowledged facts
 	Log        *slog.Logger // nil discards
+
+	// RecoverWithin bounds the recovery of the streams: on certain damaged files
+	// the server never ends it. Zero: 2 minutes.
+	RecoverWithin time.Duration
 }
 
 // NATSCluster makes the server a node of a JetStream cluster. It needs
@@ -49,14 +54,15 @@ type NATS struct {
 // free disk at start, which would refuse appends on a disk filled mostly by the streams.
 const maxStore = 1 << 50
 
-// startWait bounds the time a listener takes; recovery of the streams comes
-// before and is not bounded.
+// startWait bounds the time a listener takes, after the recovery of the streams.
 const startWait = 20 * time.Second
 
 // StartNATS starts a server with JetStream on cfg.Dir and returns when it takes
 // connections and has recovered its streams. Errors: *LockedError when the
 // directory is open elsewhere, an address in use, a directory that belongs to a
-// server of another kind (alone or of another cluster).
+// server of another kind (alone or of another cluster), a *RecoveryError. After
+// that last one the server still reads, since nothing stops it, and keeps the
+// directory locked: the process should end.
 func StartNATS(cfg NATSConfig) (*NATS, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -118,7 +124,9 @@ func StartNATS(cfg NATSConfig) (*NATS, error) {
 	n := &NATS{server: s, lock: lock, listen: cfg.Listen != ""}
 	log := &natsLog{log: cfg.Log}
 	s.SetLoggerV2(log, false, false, false)
-	s.Start()
+	if err := n.start(cfg); err != nil {
+		return nil, err
+	}
 	if fatal := log.fatal(); fatal != "" {
 		n.Shutdown()
 		return nil, fmt.Errorf("NATS did not start on %q: %s", cfg.Dir, strings.TrimSpace(fatal))
@@ -132,6 +140,47 @@ func StartNATS(cfg NATSConfig) (*NATS, error) {
 		return nil, fmt.Errorf("NATS started without JetStream on %q%s", cfg.Dir, log.suffix())
 	}
 	return n, nil
+}
+
+// RecoveryError says that the server did not come to the end of its streams.
+type RecoveryError struct {
+	Dir   string
+	Bound time.Duration
+}
+
+func (e *RecoveryError) Error() string {
+	return fmt.Sprintf("NATS has not recovered the streams in %q within %s: a stream file is probably damaged so that the server reads it for ever; "+
+		"keep a copy of the directory and restore it from a backup, see docs/runbooks/restore.md", e.Dir, e.Bound)
+}
+
+// start returns once the streams are recovered, or did not in time.
+func (n *NATS) start(cfg NATSConfig) error {
+	began := time.Now()
+	started := make(chan struct{})
+	go func() {
+		n.server.Start()
+		close(started)
+	}()
+	bound := cmp.Or(cfg.RecoverWithin, 2*time.Minute)
+	late := time.NewTimer(bound)
+	defer late.Stop()
+	progress := time.NewTicker(10 * time.Second)
+	defer progress.Stop()
+	for {
+		select {
+		case <-started:
+			return nil
+		case <-progress.C:
+			cfg.Log.Warn("NATS is still recovering its streams", "dir", cfg.Dir, "since", time.Since(began).Round(time.Second), "at_most", bound)
+		case <-late.C:
+			// Unlocked only when nothing touches the directory any more.
+			go func() {
+				<-started
+				n.Shutdown()
+			}()
+			return &RecoveryError{cfg.Dir, bound}
+		}
+	}
 }
 
 // splitListen turns host:port into what the server takes, where port 0 is the default and -1 any free one.

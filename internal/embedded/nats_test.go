@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -122,4 +123,49 @@ func TestNATSRefuses(t *testing.T) {
 	}
 	// A refusal leaves no lock behind.
 	startNATS(t, NATSConfig{Dir: alone})
+}
+
+// A bit of a record's sequence number flips, and the server counts all that
+// would be missing before it. The start ends with what to do; the directory is
+// not free for a second server while the first still reads.
+func TestNATSRecoveryIsBounded(t *testing.T) {
+	dir := t.TempDir()
+	n := startNATS(t, NATSConfig{Dir: dir})
+	js := jetStream(t, n)
+	if _, err := js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "S", Subjects: []string{"s"}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := js.Publish(t.Context(), "s", []byte("fact")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.Shutdown()
+	block := filepath.Join(dir, "jetstream", "$G", "streams", "S", "msgs", "1.blk")
+	b, err := os.ReadFile(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A record is its length in 4 bytes, its sequence in 8, and the rest.
+	b[len(b)/3+4+4] ^= 1
+	if err := os.WriteFile(block, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	// Another process, since nothing stops the server.
+	child := exec.CommandContext(t.Context(), os.Args[0])
+	child.Env = append(os.Environ(), recoverEnv+"="+dir)
+	out, err := child.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	first, second, _ := strings.Cut(string(out), "\n")
+	for _, w := range []string{dir, "within 1s", "damaged", "restore", "docs/runbooks/restore.md"} {
+		if !strings.Contains(first, w) {
+			t.Errorf("the error %q does not say %q", first, w)
+		}
+	}
+	if want := (&LockedError{Dir: dir, PID: child.Process.Pid}).Error(); strings.TrimSpace(second) != "NATS: "+want {
+		t.Errorf("a second start: %q, want %q", second, want)
+	}
 }
