@@ -351,7 +351,7 @@ func (a *app) printKeys(keys []keyView) error {
 }
 
 func (a *app) keysListCommand() *cobra.Command {
-	var keyspace, owner, status, scope, resource, environment, search, unused, expires, asOf, cursor string
+	var keyspace, owner, status, scope, resource, environment, search, unused, expires, cursor string
 	var limit int
 	var all bool
 	var r readFlags
@@ -368,7 +368,7 @@ func (a *app) keysListCommand() *cobra.Command {
 				return err
 			}
 			q := set(url.Values{}, "keyspace", keyspace, "owner", owner, "status", status, "scope", scope, "resource", resource,
-				"environment", environment, "q", search, "unused_since", unused, "expires_before", expires, "as_of", asOf, "cursor", cursor)
+				"environment", environment, "q", search, "unused_since", unused, "expires_before", expires, "cursor", cursor)
 			if limit > 0 {
 				q.Set("limit", strconv.Itoa(limit))
 			}
@@ -401,19 +401,18 @@ func (a *app) keysListCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&keyspace, "keyspace", "", "of this keyspace")
 	f.StringVar(&owner, "owner", "", "of this owner")
-	f.StringVar(&status, "status", "", "active, expired, revoked or rate_limited")
+	f.StringVar(&status, "status", "", "active, expired or revoked")
 	f.StringVar(&scope, "scope", "", "that have this scope")
 	f.StringVar(&resource, "resource", "", "that are bound to this resource")
 	f.StringVar(&environment, "environment", "", "of this environment")
 	f.StringVar(&search, "q", "", "whose name, id or shown characters have this in them")
 	f.StringVar(&unused, "unused-since", "", "not used since this time, date or distance (90d)")
 	f.StringVar(&expires, "expires-before", "", "that expire before this time, date or distance (14d)")
-	f.StringVar(&asOf, "as-of", "", "as it was at this time or LEDGER sequence")
 	f.StringVar(&cursor, "cursor", "", "go on where an earlier list ended")
 	f.IntVar(&limit, "limit", 0, "at most this many in a page")
 	f.BoolVar(&all, "all", false, "all pages")
 	r.add(cmd)
-	_ = cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions([]string{"active", "expired", "revoked", "rate_limited"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions([]string{"active", "expired", "revoked"}, cobra.ShellCompDirectiveNoFileComp))
 	a.completeFlags(cmd)
 	return cmd
 }
@@ -437,20 +436,17 @@ func (a *app) at(flag, s string, sign time.Duration) (string, error) {
 }
 
 func (a *app) keysGetCommand() *cobra.Command {
-	var asOf string
-	cmd := &cobra.Command{
+	return &cobra.Command{
 		Use: "get ID", Short: "Show one key", Args: takes("ID"),
 		ValidArgsFunction: a.completeKey,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r, err := a.get(cmd, path("keys", args[0]), set(url.Values{}, "as_of", asOf), nil)
+			r, err := a.get(cmd, path("keys", args[0]), nil, nil)
 			if err != nil {
 				return err
 			}
 			return a.showKey(r, false)
 		},
 	}
-	cmd.Flags().StringVar(&asOf, "as-of", "", "as it was at this time or LEDGER sequence")
-	return cmd
 }
 
 // showKey prints an answer that is a key, or has one under key.

@@ -221,7 +221,7 @@ func TestKeyCommands(t *testing.T) {
 		{[]string{"delete", "key_1"}, "DELETE", "/v1/keys/key_1", ``},
 		// An id is one segment of the path, whatever is in it.
 		{[]string{"delete", "../root-keys"}, "DELETE", "/v1/keys/..%2Froot-keys", ``},
-		{[]string{"get", "key_1", "--as-of", "17"}, "GET", "/v1/keys/key_1?as_of=17", ``},
+		{[]string{"get", "key_1"}, "GET", "/v1/keys/key_1", ``},
 	} {
 		s := newService(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == "GET" {
