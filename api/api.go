@@ -64,6 +64,10 @@ type Deps struct {
 	// It MUST answer within a second. The keyring is checked anyway.
 	Ready func(context.Context) map[string]error
 
+	// Draining is done when the program is about to end: open tails end with
+	// it, so that nobody waits for them. nil: never.
+	Draining context.Context
+
 	Metrics *prometheus.Registry // nil: a registry of its own
 	Log     *slog.Logger         // nil: slog.Default()
 	Now     func() time.Time     // nil: time.Now

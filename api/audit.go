@@ -115,6 +115,10 @@ func (a *API) auditFilter(r *http.Request) (f queries.AuditFilter, asked map[str
 	}
 	f = queries.AuditFilter{Keyspace: asked["keyspace"], Owner: asked["owner"], Key: asked["key"], Actor: asked["actor"],
 		From: moment("from"), To: moment("to"), After: asked["after"]}
+	// The facts of a key stand on one subject, which only its owner tells.
+	if k := a.Ring.Key(f.Key); k != nil && f.Keyspace == "" && f.Owner == "" && callOf(r.Context()).authority.Reaches(k.Keyspace, k.Owner) {
+		f.Keyspace, f.Owner = k.Keyspace, k.Owner
+	}
 	if s := asked["type"]; s != "" {
 		f.Types = strings.Split(s, ",")
 	}
@@ -294,6 +298,9 @@ func (a *API) auditTail(w http.ResponseWriter, r *http.Request, c *call) error {
 	}
 	ctx, stop := context.WithCancel(r.Context())
 	defer stop()
+	if a.Draining != nil {
+		defer context.AfterFunc(a.Draining, stop)()
+	}
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")

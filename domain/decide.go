@@ -577,7 +577,9 @@ func (p *problems) meta(meta map[string]string) {
 	for _, k := range slices.Sorted(maps.Keys(meta)) {
 		if k == "" || utf8.RuneCountInString(k) > maxMetaKey {
 			p.add("meta", fmt.Sprintf("has a name that is empty or longer than %d characters", maxMetaKey), "shorten it")
+			continue
 		}
+		p.text("meta", k, maxMetaKey, false)
 		p.text("meta."+k, meta[k], maxMetaVal, false)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/keyledger/keyledger/api"
 	"github.com/keyledger/keyledger/commands"
 	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/gateway"
 	"github.com/keyledger/keyledger/gateway/demo"
@@ -178,14 +179,14 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	}
 
 	servers := []*httpServer{
-		newServer("the API", apiListener, api.New(apiDeps(n))),
+		newServer("the API", apiListener, api.New(apiDeps(ctx, n))),
 		newServer("the gateway", gatewayListener, gw),
 		newServer("the demo upstream", upstream, demo.Handler()),
 	}
 	places := devPlaces{
 		API: "http://" + apiListener.Addr().String(), Gateway: "http://" + gatewayListener.Addr().String(),
 		NATS: "nats://" + natsAddr, Postgres: postgresURL, State: f.stateDir, RootKey: rootFile,
-		private: private != nil, ephemeral: f.ephemeral, started: started, configured: configured,
+		private: private != nil, ephemeral: f.ephemeral, sample: !f.noSample, started: started, configured: configured,
 	}
 	ctxFile, err := ContextPath()
 	if err == nil {
@@ -258,7 +259,7 @@ func ensureRootKey(ctx context.Context, n *node, file string) error {
 	b, err := os.ReadFile(file)
 	if err == nil {
 		k := n.ring.BySecret("keyledger", domain.HashSecret(strings.TrimSpace(string(b))))
-		if k != nil && !k.Revoked() && k.Role == domain.Operator {
+		if k != nil && k.Active(events.At(time.Now())) && k.Role == domain.Operator {
 			return nil
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {
@@ -308,6 +309,7 @@ type devPlaces struct {
 
 	private    bool // PostgreSQL is ours
 	ephemeral  bool
+	sample     bool // there are sample owners
 	started    time.Time
 	configured int
 }

@@ -254,12 +254,12 @@ func nodeName(program string) string {
 	return program + "-" + token + "-" + strings.ReplaceAll(events.NewID("n", time.Now()), "-", "")[2:]
 }
 
-// apiDeps are a node's parts as the API wants them.
-func apiDeps(n *node) api.Deps {
+// apiDeps are a node's parts as the API wants them, until ctx ends.
+func apiDeps(ctx context.Context, n *node) api.Deps {
 	return api.Deps{
 		Commands: n.commands, Ring: n.ring, Ledger: n.ledger, Verifier: n.verifier, Recorder: n.recorder,
 		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner,
-		Version: build().Version, Log: n.config.Log, Ready: n.ready,
+		Version: build().Version, Log: n.config.Log, Ready: n.ready, Draining: ctx,
 	}
 }
 

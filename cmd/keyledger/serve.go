@@ -38,7 +38,7 @@ func (a *app) serveCommand() *cobra.Command {
 					return err
 				}
 				n.config.Log.Info("serving the API", "address", l.Addr().String(), "sequence", n.ring.Sequence())
-				return serveAll(ctx, n.failed, newServer("the API", l, api.New(apiDeps(n))))
+				return serveAll(ctx, n.failed, newServer("the API", l, api.New(apiDeps(ctx, n))))
 			})
 		},
 	}
