@@ -202,7 +202,11 @@ func (s *settings) logger(a *app) *slog.Logger {
 func (s *settings) natsConn(log *slog.Logger) (*nats.Conn, error) {
 	opts := []nats.Option{
 		nats.Name("keyledger " + s.Node), nats.MaxReconnects(-1), nats.ReconnectWait(200 * time.Millisecond), nats.Timeout(5 * time.Second),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { log.Warn("NATS is lost; trying again", "error", err) }),
+		nats.DisconnectErrHandler(func(c *nats.Conn, err error) {
+			if !c.IsClosed() { // by ourselves, at the end
+				log.Warn("NATS is lost; trying again", "error", err)
+			}
+		}),
 		nats.ReconnectHandler(func(c *nats.Conn) { log.Info("NATS is back", "server", c.ConnectedUrlRedacted()) }),
 	}
 	if s.NATS.Credentials != "" {
