@@ -36,15 +36,19 @@ func (a *app) announce(p devPlaces) {
 	me, ks := invocation(), "parcelbird"
 	path := "/v1/parcels/1"
 	owner := "acme"
+	first := ""
+	if !p.sample {
+		first = fmt.Sprintf("  %s owners set %s --keyspace %s --name \"Acme Ltd\" --plan large\n", me, owner, ks)
+	}
 	fmt.Fprintf(a.stdout, `
 Try it in another terminal:
 
-  %[1]s keys create --keyspace %[2]s --owner %[3]s --name "My first key" --scopes parcels:read --secret-file my.key
+%[6]s  %[1]s keys create --keyspace %[2]s --owner %[3]s --name "My first key" --scopes parcels:read --secret-file my.key
   curl -H "Authorization: Bearer $(cat my.key)" %[4]s/%[2]s%[5]s
   %[1]s keys list --keyspace %[2]s
 
 Ctrl-C stops it.
-`, me, ks, owner, p.Gateway, path)
+`, me, ks, owner, p.Gateway, path, first)
 }
 
 // invocation is how this program was called, so that what it suggests to type
