@@ -142,6 +142,14 @@ func readBody(w http.ResponseWriter, r *http.Request, c *call, rt *route) error 
 	return nil
 }
 
+// via is what a fact says of the way it came.
+func (c *call) via() string {
+	if strings.HasPrefix(c.header.Get("User-Agent"), "keyledger-cli/") {
+		return "cli"
+	}
+	return "api"
+}
+
 // maxIdempotencyKey is the longest Idempotency-Key, in characters.
 const maxIdempotencyKey = 255
 
@@ -149,7 +157,7 @@ const maxIdempotencyKey = 255
 // which idempotency key. The command itself is its method, path and body.
 func (a *API) request(ctx context.Context) (commands.Request, error) {
 	c := callOf(ctx)
-	q := commands.Request{Authority: c.authority, Via: "api", RequestID: c.requestID}
+	q := commands.Request{Authority: c.authority, Via: c.via(), RequestID: c.requestID}
 	if values := c.header.Values("Idempotency-Key"); len(values) > 0 {
 		if err := validIdempotencyKey(values); err != nil {
 			return q, err

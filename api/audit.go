@@ -264,7 +264,7 @@ func (a *API) read(ctx context.Context, what string, asked map[string]string, co
 	if reach := c.authority.Reach; reach != nil {
 		e.Keyspace, e.Owner = reach.Keyspace, reach.Owner
 	}
-	e.Actor, e.Via, e.RequestID = c.authority.Actor, "api", c.requestID
+	e.Actor, e.Via, e.RequestID = c.authority.Actor, c.via(), c.requestID
 	_, err := a.Ledger.AppendOps(ctx, e)
 	return err
 }
