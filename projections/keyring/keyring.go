@@ -39,7 +39,8 @@ type Ring struct {
 	shards [shards]shard
 	spaces atomic.Pointer[map[string]*domain.Keyspace] // replaced whole: there are few
 
-	sequence atomic.Uint64 // of the last record applied, as announced to those who wait
+	sequence   atomic.Uint64 // of the last record applied, as announced to those who wait
+	revocation atomic.Int64  // nanoseconds that the last revocation took to get here; 0: none yet
 
 	// deciding is held for writing while one record is applied, and for reading
 	// while a State is put together, so that its parts are of one moment.
@@ -151,6 +152,7 @@ func (r *Ring) Run(ctx context.Context, l *ledger.Ledger) error {
 		}
 		for i := range batch {
 			r.apply(batch[i])
+			r.measure(&batch[i].Event)
 		}
 		r.reach(batch[len(batch)-1].Sequence)
 		r.settle(head)
@@ -163,6 +165,22 @@ func (r *Ring) settle(head uint64) {
 		r.isReady = true
 		close(r.ready)
 	}
+}
+
+// measure takes the time from a revocation's decision to here. What was in the
+// stream when the ring began says nothing about that.
+func (r *Ring) measure(e *events.Envelope) {
+	if _, ok := e.Data.(events.KeyRevoked); ok && r.isReady {
+		r.revocation.Store(max(int64(time.Since(e.Time.Time())), 1))
+	}
+}
+
+// RevocationLatency is how long after it was decided the last revocation took
+// effect here, by the clock of the process that decided, which writes whole
+// milliseconds. It is not ok before the first one.
+func (r *Ring) RevocationLatency() (latency time.Duration, ok bool) {
+	n := r.revocation.Load()
+	return time.Duration(n), n > 0
 }
 
 // Ready is closed once the ring has applied all that was in the stream when
