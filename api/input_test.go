@@ -40,3 +40,17 @@ func TestOriginOfACommand(t *testing.T) {
 	s.refused(s.do(http.MethodPost, "/v1/keys/lookup", secret, `{"keyspace":"pb","first":"pb_"}`, "Origin", "https://b.example"), 403, "ORIGIN_DENIED")
 	s.must(http.MethodPost, "/v1/keys/lookup", secret, `{"keyspace":"pb","first":"pb_"}`, "Origin", "https://a.example")
 }
+
+// How fast a revocation takes effect is measured, not assumed.
+func TestRevocationLatency(t *testing.T) {
+	s := start(t)
+	s.configure("pb")
+	id, _ := s.create(nil)
+	if got := s.must("GET", "/v1/status", s.root, "").json["revocation_latency_ms"]; got != nil {
+		t.Errorf("nothing was revoked, and it took %v ms", got)
+	}
+	s.must("POST", "/v1/keys/"+id+"/revoke", s.root, `{"reason":"lost"}`)
+	if ms, ok := s.must("GET", "/v1/status", s.root, "").json["revocation_latency_ms"].(float64); !ok || ms <= 0 || ms > 60_000 {
+		t.Errorf("the revocation took %v ms", ms)
+	}
+}

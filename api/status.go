@@ -21,6 +21,8 @@ type Status struct {
 	Streams     []StreamStatus     `json:"streams" nullable:"false"`
 	Projections []ProjectionStatus `json:"projections" nullable:"false" doc:"Empty where this program has no PostgreSQL."`
 	Verifiers   []VerifierStatus   `json:"verifiers" nullable:"false" doc:"Those that this node knows of."`
+
+	RevocationLatencyMS *float64 `json:"revocation_latency_ms" doc:"How long after its decision the last revocation took effect on this node; null before the first one since it started." example:"1.4"`
 }
 
 // StreamStatus is one stream.
@@ -147,6 +149,9 @@ func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error)
 			v.Node, v.Held = a.Recorder.Node(), a.Recorder.Held()
 		}
 		s.Verifiers = append(s.Verifiers, v)
+	}
+	if latency, ok := a.Ring.RevocationLatency(); ok {
+		s.RevocationLatencyMS = new(float64(latency.Microseconds()) / 1000)
 	}
 	return &statusOutput{s}, nil
 }
