@@ -33,6 +33,7 @@ type UsageRow struct {
 	Method   *string     `json:"method,omitempty"` // with endpoint
 	Status   *int        `json:"status,omitempty"` // 0: not known, or refused
 	Code     *string     `json:"code,omitempty"`
+	IP       *string     `json:"ip,omitempty"` // see [Audit.Usage]; empty: not known, folded or erased
 
 	Requests    int64    `json:"requests"`     // refused ones included
 	Successes   int64    `json:"successes"`    // admitted, answered below 400
@@ -95,8 +96,8 @@ func (q *Queries) Usage(ctx context.Context, f UsageFilter, bucket string, by []
 		}
 	}
 	for _, name := range by {
-		if !slices.ContainsFunc(dimensions, func(d struct{ name, columns string }) bool { return d.name == name }) {
-			return nil, invalid("by", fmt.Sprintf("%q is not kept in the figures", name), "any of keyspace, owner, key, endpoint, status, code")
+		if !isDimension(name) {
+			return nil, notADimension(name)
 		}
 	}
 	rows, err := q.pool.Query(ctx, `select `+strings.Join(selected, ", ")+`,
