@@ -54,3 +54,24 @@ func TestRevocationLatency(t *testing.T) {
 		t.Errorf("the revocation took %v ms", ms)
 	}
 }
+
+// Who called is shown by address to those who may see it, and that is recorded.
+func TestUsageByIP(t *testing.T) {
+	s := start(t)
+	s.configure("pb")
+	_, secret := s.create(nil)
+	s.verify(s.root, map[string]any{"key": secret, "ip": "203.0.113.7"})
+	manager := s.must("POST", "/v1/root-keys", s.root, `{"name":"m","role":"manager","keyspace":"pb","owner":"org_1"}`).json["secret"].(string)
+	s.refused(s.do("GET", "/v1/analytics/usage?by=ip", manager, ""), 403, "FORBIDDEN")
+	s.flush()
+	rows := s.must("GET", "/v1/analytics/usage?keyspace=pb&by=ip,key", s.root, "").json["usage"].([]any)
+	if len(rows) != 1 {
+		t.Fatalf("%v", rows)
+	}
+	if row := rows[0].(map[string]any); row["ip"] != "203.0.113.7" || row["requests"] != 1.0 {
+		t.Errorf("%v", row)
+	}
+	if read := s.must("GET", "/v1/audit/events?type=audit.read", s.root, "").json["events"].([]any); len(read) == 0 {
+		t.Error("nobody is recorded to have read addresses")
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -182,7 +183,7 @@ type usageInput struct {
 	From     time.Time `query:"from" doc:"From this time on, cut to the minute."`
 	To       time.Time `query:"to" doc:"Before this time."`
 	Bucket   string    `query:"bucket" enum:"minute,hour,day" doc:"Absent: the whole time as one."`
-	By       string    `query:"by" doc:"Any of keyspace, owner, key, endpoint, status and code, separated by commas." example:"endpoint,status"`
+	By       string    `query:"by" doc:"Any of keyspace, owner, key, endpoint, status, code and ip, separated by commas. ip reads the stream itself, is for operators and auditors, and is recorded." example:"endpoint,status"`
 }
 
 // UsageList are figures of usage.
@@ -200,6 +201,7 @@ type Usage struct {
 	Method   *string     `json:"method,omitempty" doc:"Comes with endpoint."`
 	Status   *int        `json:"status,omitempty" doc:"0: not known, or refused."`
 	Code     *string     `json:"code,omitempty" doc:"The decision."`
+	IP       *string     `json:"ip,omitempty" doc:"Of the caller; empty: not known, not told apart, or erased."`
 
 	Requests    int64    `json:"requests" doc:"Refused ones included."`
 	Successes   int64    `json:"successes" doc:"Admitted and answered below 400."`
@@ -233,6 +235,9 @@ func (a *API) getUsage(ctx context.Context, in *usageInput) (*usageOutput, error
 		by = strings.Split(in.By, ",")
 	}
 	out := &usageOutput{UsageList{Usage: []Usage{}}}
+	if slices.Contains(by, queries.ByIP) {
+		return out, a.usageByIP(ctx, in, f, by, out)
+	}
 	err := a.readModel(ctx, projections.Usage{}.Name(), func(ctx context.Context, q *queries.Queries) error {
 		rows, err := q.Usage(ctx, f, in.Bucket, by)
 		for _, r := range rows {
@@ -244,4 +249,27 @@ func (a *API) getUsage(ctx context.Context, in *usageInput) (*usageOutput, error
 		return nil, err
 	}
 	return out, nil
+}
+
+// usageByIP reads addresses, which no read model holds. Like every reading of
+// the log it leaves a trace.
+func (a *API) usageByIP(ctx context.Context, in *usageInput, f queries.UsageFilter, by []string, out *usageOutput) error {
+	open := a.opener(callOf(ctx))
+	if open == nil {
+		return problem(http.StatusForbidden, "FORBIDDEN", "Addresses are personal data: only operators and auditors see them.")
+	}
+	rows, err := queries.NewAudit(a.Ledger).Usage(ctx, f, in.Bucket, by, open)
+	if err != nil {
+		return unread(err)
+	}
+	for _, r := range rows {
+		out.Body.Usage = append(out.Body.Usage, Usage(r))
+	}
+	asked := map[string]string{"by": in.By}
+	for name, value := range map[string]string{"keyspace": in.Keyspace, "owner": in.Owner, "key": in.Key, "bucket": in.Bucket} {
+		if value != "" {
+			asked[name] = value
+		}
+	}
+	return a.read(ctx, "usage", asked, len(rows))
 }
