@@ -38,7 +38,7 @@ type freshness struct {
 
 const (
 	tick       = 100 * time.Millisecond
-	maxPause   = time.Second     // without a tick; longer is a pause
+	maxPause   = 3 * tick        // without a tick; longer is a pause
 	probeEvery = time.Second     // how often the head is asked
 	probeTime  = 2 * time.Second // at most for one answer
 	catchTime  = 5 * time.Second // after a pause; covers a reconnection

@@ -362,6 +362,11 @@ func (l *Ledger) append(ctx context.Context, a attempt) (uint64, error) {
 		if err := l.Err(a.stream); err != nil {
 			return 0, err
 		}
+		// What is asked without a connection waits in a buffer, and nobody
+		// could say later whether it was stored. Not asking is certain.
+		if !unknown && !l.connected(ctx) {
+			return 0, fmt.Errorf("append to %s: %w (not connected)", a.stream, ErrUnavailable)
+		}
 		try, cancel := context.WithTimeout(ctx, answerWait)
 		sequence, err := a.publish(try)
 		if err == nil {
@@ -398,6 +403,16 @@ func (l *Ledger) append(ctx context.Context, a attempt) (uint64, error) {
 		}
 		pause = min(2*pause, 250*time.Millisecond)
 	}
+}
+
+// connected waits a moment for a lost connection to come back.
+func (l *Ledger) connected(ctx context.Context) bool {
+	for until := time.Now().Add(answerWait); !l.nc.IsConnected(); {
+		if time.Now().After(until) || !wait(ctx, 10*time.Millisecond) {
+			return false
+		}
+	}
+	return true
 }
 
 func isConflict(err error) bool {
