@@ -412,8 +412,11 @@ func (c *Commands) DeleteKey(ctx context.Context, q Request, id string) (Result,
 // CreateRootKey makes a key for keyledger itself.
 func (c *Commands) CreateRootKey(ctx context.Context, q Request, cmd domain.CreateKey) (Result, error) {
 	if cmd.For != nil {
-		if ks := c.Ring.Keyspace(cmd.For.Keyspace); ks == nil {
+		if c.Ring.Keyspace(cmd.For.Keyspace) == nil {
 			return Result{}, domain.KeyspaceNotFound()
+		}
+		if c.Ring.Owner(cmd.For.Keyspace, cmd.For.Owner) == nil {
+			return Result{}, domain.OwnerNotFound()
 		}
 	}
 	return c.create(ctx, q, domain.RootKeys, events.RootKeyspace, "", cmd)

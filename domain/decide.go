@@ -280,6 +280,11 @@ func update(s State, c UpdateKey, now events.Time) ([]events.Payload, error) {
 	if fact == (events.KeyUpdated{}) {
 		return nil, nil
 	}
+	if fact.ExpiresAt != nil && fact.ExpiresAt.At != 0 {
+		if err := keepOperator(s, now); err != nil {
+			return nil, err
+		}
+	}
 	var admitted []events.Payload
 	if s.Owner != nil {
 		plan := k.Plan

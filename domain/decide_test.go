@@ -226,7 +226,7 @@ func TestRemovingWhatIsInUseIsRefusedWithItsUsers(t *testing.T) {
 
 func TestTheLastOperatorStays(t *testing.T) {
 	s := State{Keyspace: RootKeyspace(), Key: &Key{ID: "key_1", Grant: &Grant{Keyspace: events.RootKeyspace, Role: Operator}}, Operators: 1}
-	for _, c := range []Command{RevokeKey{}, DeleteKey{}} {
+	for _, c := range []Command{RevokeKey{}, DeleteKey{}, UpdateKey{ExpiresAt: new(events.At(noon.Add(time.Hour)))}} {
 		if _, err := Decide(s, c, noon); err == nil || err.(*Refusal).Code != "LAST_OPERATOR" {
 			t.Errorf("%T of the last operator: got %v, want LAST_OPERATOR", c, err)
 		}
