@@ -312,7 +312,7 @@ comment on column analytics.key_caps.active_keys is 'Keys neither revoked, delet
 
 create or replace view analytics.lifecycle_events as
 select sequence, event_id, type, version, time, keyspace, owner, key, key_version, actor_type, actor_id, void,
-    ((convert_from(body, 'UTF8'))::json)->'data' as data
+    ((convert_from(body, 'UTF8')::jsonb->'data') #- '{secret,sha256}')::json as data
 from keyledger.ledger_v1;
 comment on view analytics.lifecycle_events is 'Every fact in LEDGER, in order';
 comment on column analytics.lifecycle_events.sequence is 'Place in LEDGER';
@@ -327,7 +327,7 @@ comment on column analytics.lifecycle_events.key_version is 'Number of the fact 
 comment on column analytics.lifecycle_events.actor_type is 'Kind of actor that caused it';
 comment on column analytics.lifecycle_events.actor_id is 'Opaque id of that actor';
 comment on column analytics.lifecycle_events.void is 'True: another fact came first, this one does not count';
-comment on column analytics.lifecycle_events.data is 'What the event says, by its type';
+comment on column analytics.lifecycle_events.data is 'What the event says, by its type, without hashes of secrets';
 
 create or replace view analytics.projection_status as
 select p.name, p.stream, p.sequence as position, h.sequence as head,
