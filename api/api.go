@@ -178,11 +178,22 @@ func callOf(ctx context.Context) *call {
 func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	p := problemOf(err)
 	c := callOf(r.Context())
-	if p.Status >= 500 {
-		a.Log.LogAttrs(r.Context(), slog.LevelError, "request failed",
-			slog.String("request_id", c.requestID), slog.String("code", p.Code), slog.Any("error", err))
-	}
+	a.logFailure(r.Context(), c, p, err)
 	p.write(w, c.requestID)
+}
+
+// logFailure logs what the caller is not told. What passes by itself is a
+// warning: somebody waited for something that is away or behind.
+func (a *API) logFailure(ctx context.Context, c *call, p *Problem, err error) {
+	if p.Status < 500 {
+		return
+	}
+	level := slog.LevelError
+	if p.Status == http.StatusServiceUnavailable {
+		level = slog.LevelWarn
+	}
+	a.Log.LogAttrs(ctx, level, "request failed",
+		slog.String("request_id", c.requestID), slog.String("code", p.Code), slog.Any("error", err))
 }
 
 // Limits of bodies, in bytes.
@@ -246,10 +257,7 @@ func (a *API) answered(ctx context.Context, err error) error {
 	p := *problemOf(err)
 	c := callOf(ctx)
 	p.RequestID = c.requestID
-	if p.Status >= 500 {
-		a.Log.LogAttrs(ctx, slog.LevelError, "request failed",
-			slog.String("request_id", c.requestID), slog.String("code", p.Code), slog.Any("error", err))
-	}
+	a.logFailure(ctx, c, &p, err)
 	return &p
 }
 
