@@ -71,7 +71,15 @@ func (a *app) gatewayCommand() *cobra.Command {
 					return err
 				}
 				n.config.Log.Info("serving the gateway", "address", l.Addr().String(), "routes", len(s.Routes), "sequence", n.ring.Sequence())
-				err = serveAll(ctx, n.failed, newServer("the gateway", l, gw))
+				servers := []*httpServer{newServer("the gateway", l, gw)}
+				if s.HealthListen != "" {
+					h, err := listen("the gateway's health", "health-listen", s.HealthListen)
+					if err != nil {
+						return err
+					}
+					servers = append(servers, newServer("the gateway's health", h, health(n)))
+				}
+				err = serveAll(ctx, n.failed, servers...)
 				drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
 				defer cancel()
 				return errors.Join(err, gw.Shutdown(drain))

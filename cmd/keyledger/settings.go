@@ -35,6 +35,10 @@ type settings struct {
 	// Listen is where HTTP is served: the API of serve, the proxy of gateway.
 	Listen string `yaml:"listen"`
 
+	// HealthListen is where a gateway answers /healthz, /readyz and /metrics,
+	// apart from the API's own paths. Default: nowhere.
+	HealthListen string `yaml:"health_listen"`
+
 	// Node is the name that uses are recorded under. No two running processes
 	// may share it. Default: one made of the host's name.
 	Node string `yaml:"node"`
@@ -91,6 +95,7 @@ type settings struct {
 // flagged are the settings that are also flags and environment variables.
 var flagged = []struct{ path, usage string }{
 	{"listen", "address to serve on"},
+	{"health_listen", "address of a gateway's /healthz, /readyz and /metrics"},
 	{"node", "name to record uses under"},
 	{"state_dir", "directory for what this process remembers"},
 	{"master_key_file", "file with the key that personal data is sealed under"},
