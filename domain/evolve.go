@@ -1,10 +1,8 @@
 package domain
 
 import (
-	"encoding/hex"
 	"encoding/json"
 	"slices"
-	"strings"
 
 	"github.com/keyledger/keyledger/events"
 )
@@ -200,13 +198,29 @@ func parseHash(s string) [32]byte {
 	return h
 }
 
+// digit is the value of a hexadecimal digit in lower case, or 255. Reading a
+// million hashes with encoding/hex would cost an allocation each.
+func digit(c byte) byte {
+	switch {
+	case c >= '0' && c <= '9':
+		return c - '0'
+	case c >= 'a' && c <= 'f':
+		return c - 'a' + 10
+	}
+	return 255
+}
+
 // ParseHash reads a SHA-256 hash in lower-case hex.
 func ParseHash(s string) (h [32]byte, ok bool) {
-	if len(s) != 64 || s != strings.ToLower(s) {
+	if len(s) != 64 {
 		return h, false
 	}
-	if _, err := hex.Decode(h[:], []byte(s)); err != nil {
-		return [32]byte{}, false
+	for i := range h {
+		high, low := digit(s[2*i]), digit(s[2*i+1])
+		if high|low > 15 {
+			return [32]byte{}, false
+		}
+		h[i] = high<<4 | low
 	}
 	return h, true
 }

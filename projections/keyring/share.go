@@ -18,14 +18,30 @@ type shared struct {
 	lists  map[string][]string
 	limits map[string]events.Limits
 	grants map[string]*domain.Grant
+	last   *domain.Grant // keys that are alike are often made one after the other
 }
 
 const sharedMost = 1 << 16
 
 // grant returns a grant equal to g whose parts are shared.
 func (s *shared) grant(g *domain.Grant) *domain.Grant {
+	if s.last == nil || !equal(s.last, g) {
+		s.last = s.find(g)
+	}
+	return s.last
+}
+
+func equal(a, b *domain.Grant) bool {
+	return a.Keyspace == b.Keyspace && a.Owner == b.Owner && a.Environment == b.Environment && a.Plan == b.Plan &&
+		a.CreatedBy == b.CreatedBy && a.Role == b.Role && (a.For == b.For || a.For != nil && b.For != nil && *a.For == *b.For) &&
+		slices.Equal(a.Scopes, b.Scopes) && slices.Equal(a.Resources, b.Resources) &&
+		(a.Limits == nil) == (b.Limits == nil) && maps.Equal(a.Limits, b.Limits) && // no limits of its own is not the same as none at all
+		slices.Equal(a.AllowedOrigins, b.AllowedOrigins) && slices.Equal(a.AllowedIPs, b.AllowedIPs)
+}
+
+func (s *shared) find(g *domain.Grant) *domain.Grant {
 	if s.grants == nil || len(s.grants) >= sharedMost || len(s.lists) >= sharedMost || len(s.texts) >= sharedMost {
-		*s = shared{map[string]string{}, map[string][]string{}, map[string]events.Limits{}, map[string]*domain.Grant{}}
+		*s = shared{texts: map[string]string{}, lists: map[string][]string{}, limits: map[string]events.Limits{}, grants: map[string]*domain.Grant{}}
 	}
 	b := make([]byte, 0, 256)
 	for _, t := range []string{g.Keyspace, g.Owner, g.Environment, g.Plan, g.CreatedBy.Type, g.CreatedBy.ID, g.Role} {
