@@ -1,0 +1,450 @@
+// Package limit counts requests in the windows of section 2 of the contract:
+// minute (rolling 60 s), hour (rolling 60 min) and day (calendar day, UTC).
+//
+// What it promises. In no rolling window does one [Limiter] admit more than the
+// limit that is in force: a window is half open, so what was admitted at second
+// 0 has left at second 60. It refuses early by at most one sub-bucket, a 60th of
+// the window. All windows of a request are decided together: a refusal consumes
+// nothing in any of them. Where waiting helps, [Taken].RetryAfter is the first
+// whole number of seconds after which the same request is admitted, if nobody
+// else takes meanwhile; a second earlier it is refused. A limit that changes
+// holds at once, against what was counted already.
+//
+// How it works. A rolling window is a row of entries. An entry spans at most one
+// sub-bucket and counts as a whole until its newest request leaves the window,
+// and a new entry begins at the earliest one sub-bucket after the last one began,
+// so there are never more than 61. Requests that are further apart than a
+// sub-bucket are counted exactly.
+//
+// Memory follows the pools in use: a few hundred bytes each, at most about 3.5 KB
+// for one that is busy all the time, and nothing once its windows are empty and
+// [Limiter.Sweep] has passed.
+//
+// How it can disappoint. A window that has no limit is not counted: when it gets
+// one, it begins empty. A pool whose keys have different limits counts in the
+// windows of whoever asks. Rolling windows follow the process's monotonic clock,
+// which stands still while the machine sleeps, so that no step of the wall clock
+// opens them; days follow the wall clock. Nothing here knows of other nodes:
+// [Limiter.Count] takes what they admitted.
+package limit
+
+import (
+	"hash/maphash"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
+)
+
+// Limit is where a pool stands in one window.
+type Limit struct {
+	Window    string      `json:"window"` // minute, hour or day
+	Limit     int64       `json:"limit"`
+	Remaining int64       `json:"remaining"`
+	Reset     events.Time `json:"reset"` // when there is more room than now, or (refused by it) enough
+}
+
+// Seconds is the length of a window.
+func (l *Limit) Seconds() int64 {
+	for i, name := range names {
+		if l.Window == name {
+			return seconds[i]
+		}
+	}
+	return 0
+}
+
+const (
+	rollingWindows = 2 // minute and hour; the day is the last of the three
+	buckets        = 60
+	daySeconds     = 86400
+)
+
+var (
+	names   = [...]string{"minute", "hour", "day"}
+	seconds = [...]int64{60, 3600, daySeconds}
+	spans   = [rollingWindows]int64{int64(time.Minute), int64(time.Hour)}
+)
+
+// Limiter counts for many pools. It is safe for concurrent use.
+type Limiter struct {
+	base   time.Time // moments count from here, in nanoseconds
+	seed   maphash.Seed
+	shards [shards]shard
+}
+
+// shards is far above the cores of a machine, so that two requests seldom meet,
+// and keeps what a sweep holds at once small.
+const shards = 1024
+
+// shard is some of the pools. mu guards the map and all that its pools hold.
+type shard struct {
+	mu    sync.Mutex
+	pools map[uint64]*pool
+	most  int      // pools since the map was made: maps do not shrink
+	_     [40]byte // up to a cache line
+}
+
+// pool is what was counted for one pool.
+type pool struct {
+	id      domain.Pool
+	next    *pool // of the same hash
+	latest  int64 // the newest moment at which it was asked
+	rolling [rollingWindows]row
+	days    [2]day // of even and odd days, so that a clock that is set back over midnight loses nothing
+}
+
+type day struct{ day, n int64 }
+
+// row is the entries of one rolling window, oldest first, in a ring whose size
+// is a power of two.
+type row struct {
+	sum     int64
+	head, n uint8
+	entries []entry
+}
+
+// entry is n requests that were admitted from first to last.
+type entry struct{ first, last, n int64 }
+
+// New is a limiter whose moments count from base, which is any reading of the
+// clock that it will be asked by.
+func New(base time.Time) *Limiter { return &Limiter{base: base, seed: maphash.MakeSeed()} }
+
+// Taken is the answer to one request.
+type Taken struct {
+	OK         bool
+	Limits     []Limit   // every window that has a limit, shortest first; appended to what was given
+	Refused    int       // index in Limits of the window that makes the request wait longest; -1: none
+	RetryAfter int64     // seconds; 0: admitted, or more than a limit allows at all
+	Time       time.Time // at which it was counted: now, or a little later where a request that was decided first came with a later time
+}
+
+// Take admits n requests in all windows, or in none. limits are those in force
+// now; n is at least 1. The answer's Limits are appended to dst.
+func (l *Limiter) Take(id domain.Pool, limits events.Limits, n int64, now time.Time, dst []Limit) Taken {
+	t := Taken{OK: true, Limits: dst, Refused: -1, Time: now}
+	if len(limits) == 0 {
+		return t
+	}
+	hash := l.hash(&id)
+	s := &l.shards[hash%shards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.find(hash, &id)
+	if p == nil {
+		p = s.add(hash, id)
+	}
+	asked := int64(now.Sub(l.base))
+	at := max(asked, p.latest)
+	p.latest = at
+	wall := now.UnixNano() - asked // the wall clock's time of base, as of now
+	today := dayOf(wall + at)
+
+	var limit, used [len(names)]int64
+	var limited [len(names)]bool
+	for i, name := range names {
+		if limit[i], limited[i] = limits[name]; limited[i] {
+			used[i] = p.used(i, at, today)
+			t.OK = t.OK && n <= limit[i]-used[i]
+		}
+	}
+	var longest int64
+	for i, name := range names {
+		if !limited[i] {
+			continue
+		}
+		need := int64(1) // of what is counted has to go until there is more room
+		if t.OK {
+			p.admit(i, at, today, n)
+			used[i] += n
+		} else if n > limit[i]-used[i] {
+			need = n - (limit[i] - used[i])
+		}
+		gone := p.gone(i, at, today, need, wall)
+		if wait := gone - asked; !t.OK && n > limit[i]-used[i] {
+			if n > limit[i] {
+				wait = 1<<63 - 1 // for ever
+			}
+			if wait > longest {
+				longest, t.Refused = wait, len(t.Limits)
+			}
+		}
+		t.Limits = append(t.Limits, Limit{name, limit[i], max(limit[i]-used[i], 0), events.Time(ceil(wall+gone, int64(time.Millisecond)))})
+	}
+	switch {
+	case t.OK && at > asked:
+		t.Time = now.Add(time.Duration(at - asked))
+	case !t.OK && longest < 1<<63-1:
+		t.RetryAfter = ceil(longest, int64(time.Second))
+	}
+	return t
+}
+
+// Count counts n requests that were admitted elsewhere, or before this limiter
+// began, whatever the limits say. One that is older than what was counted since
+// is taken for as late as that.
+func (l *Limiter) Count(id domain.Pool, limits events.Limits, n int64, when time.Time) {
+	if len(limits) == 0 {
+		return
+	}
+	hash := l.hash(&id)
+	s := &l.shards[hash%shards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.find(hash, &id)
+	if p == nil {
+		p = s.add(hash, id)
+	}
+	at := int64(when.Sub(l.base))
+	p.latest = max(p.latest, at)
+	for i, name := range names {
+		if _, ok := limits[name]; ok {
+			p.admit(i, at, dayOf(when.UnixNano()), n)
+		}
+	}
+}
+
+// GiveBack takes back what [Limiter.Take] counted at a time, for requests that
+// were refused in the end.
+func (l *Limiter) GiveBack(id domain.Pool, limits events.Limits, n int64, when time.Time) {
+	hash := l.hash(&id)
+	s := &l.shards[hash%shards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.find(hash, &id)
+	if p == nil {
+		return
+	}
+	at := int64(when.Sub(l.base))
+	for i, name := range names {
+		if _, ok := limits[name]; ok {
+			p.giveBack(i, at, dayOf(when.UnixNano()), n)
+		}
+	}
+}
+
+// UsedUp says whether one more request would be refused now.
+func (l *Limiter) UsedUp(id domain.Pool, limits events.Limits, now time.Time) bool {
+	hash := l.hash(&id)
+	s := &l.shards[hash%shards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.find(hash, &id)
+	if p == nil {
+		return false
+	}
+	at := max(int64(now.Sub(l.base)), p.latest)
+	for i, name := range names {
+		if limit, ok := limits[name]; ok && p.used(i, at, dayOf(now.UnixNano())) >= limit {
+			return true
+		}
+	}
+	return false
+}
+
+// Sweep drops the pools whose windows are empty and says how many are left. It
+// holds a thousandth of them at a time.
+func (l *Limiter) Sweep(now time.Time) (left int) {
+	at, today := int64(now.Sub(l.base)), dayOf(now.UnixNano())
+	for i := range l.shards {
+		left += l.shards[i].sweep(at, today)
+	}
+	return left
+}
+
+// hash is of what tells pools apart in nearly all cases; find compares the rest.
+func (l *Limiter) hash(id *domain.Pool) uint64 {
+	if id.Key != "" {
+		return maphash.String(l.seed, id.Key)
+	}
+	return maphash.String(l.seed, id.Owner) + 31*maphash.String(l.seed, id.Keyspace)
+}
+
+// find needs mu.
+func (s *shard) find(hash uint64, id *domain.Pool) *pool {
+	p := s.pools[hash]
+	for p != nil && p.id != *id {
+		p = p.next
+	}
+	return p
+}
+
+// add needs mu, and that the pool is not there.
+func (s *shard) add(hash uint64, id domain.Pool) *pool {
+	if s.pools == nil {
+		s.pools = make(map[uint64]*pool)
+	}
+	p := &pool{id: id, next: s.pools[hash], latest: -1 << 63}
+	s.pools[hash] = p
+	s.most = max(s.most, len(s.pools))
+	return p
+}
+
+func (s *shard) sweep(at, today int64) (left int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for hash, p := range s.pools {
+		var kept, next *pool
+		for ; p != nil; p = next {
+			next = p.next
+			if !p.empty(max(at, p.latest), today) {
+				p.next, kept = kept, p
+				left++
+			}
+		}
+		if kept == nil {
+			delete(s.pools, hash)
+		} else {
+			s.pools[hash] = kept
+		}
+	}
+	if s.most > 64 && len(s.pools) < s.most/4 {
+		smaller := make(map[uint64]*pool, len(s.pools))
+		maps.Copy(smaller, s.pools)
+		s.pools, s.most = smaller, len(smaller)
+	}
+	return left
+}
+
+func (p *pool) empty(at, today int64) bool {
+	for i := range p.rolling {
+		if p.used(i, at, today) > 0 {
+			return false
+		}
+	}
+	for _, d := range p.days {
+		if d.n > 0 && d.day >= today {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *pool) used(window int, at, today int64) int64 {
+	if window == rollingWindows {
+		if d := &p.days[today&1]; d.day == today {
+			return d.n
+		}
+		return 0
+	}
+	r := &p.rolling[window]
+	for r.n > 0 && r.at(0).last <= at-spans[window] {
+		r.sum -= r.at(0).n
+		r.drop()
+	}
+	return r.sum
+}
+
+func (p *pool) admit(window int, at, today, n int64) {
+	if window < rollingWindows {
+		p.rolling[window].admit(at, spans[window], n)
+		return
+	}
+	d := &p.days[today&1]
+	if d.day < today {
+		*d = day{day: today}
+	}
+	if d.day == today {
+		d.n += n
+	}
+}
+
+func (p *pool) giveBack(window int, at, today, n int64) {
+	if window < rollingWindows {
+		r := &p.rolling[window]
+		if i := r.place(at); i < int(r.n) && r.at(i).first <= at {
+			n = min(n, r.at(i).n)
+			r.at(i).n -= n
+			r.sum -= n
+		}
+		return
+	}
+	if d := &p.days[today&1]; d.day == today {
+		d.n = max(d.n-n, 0)
+	}
+}
+
+// gone is the moment at which need of what is counted now has left a window;
+// all, where need is more.
+func (p *pool) gone(window int, at, today, need, wall int64) int64 {
+	if window == rollingWindows {
+		return (today+1)*daySeconds*int64(time.Second) - wall
+	}
+	r := &p.rolling[window]
+	for i := range int(r.n) {
+		e := r.at(i)
+		if need -= e.n; need <= 0 || i == int(r.n)-1 {
+			return e.last + spans[window]
+		}
+	}
+	return at
+}
+
+func (r *row) at(i int) *entry { return &r.entries[(int(r.head)+i)&(len(r.entries)-1)] }
+
+func (r *row) drop() {
+	r.head = uint8((int(r.head) + 1) & (len(r.entries) - 1))
+	r.n--
+}
+
+// place is the oldest entry that is counted until at or longer, n where there is none.
+func (r *row) place(at int64) int {
+	i := int(r.n)
+	for i > 0 && r.at(i-1).last >= at {
+		i--
+	}
+	return i
+}
+
+func (r *row) admit(at, span, n int64) {
+	last := int(r.n) - 1
+	switch {
+	case last >= 0 && at < r.at(last).last:
+		if at <= r.at(last).last-span {
+			return // it has left already
+		}
+		r.at(r.place(at)).n += n
+	case last >= 0 && at-r.at(last).first < span/buckets:
+		r.at(last).last = at
+		r.at(last).n += n
+	default:
+		for r.n > 0 && r.at(0).last <= at-span {
+			r.sum -= r.at(0).n
+			r.drop()
+		}
+		if int(r.n) == len(r.entries) {
+			r.grow()
+		}
+		r.n++
+		*r.at(int(r.n) - 1) = entry{at, at, n}
+	}
+	r.sum += n
+}
+
+func (r *row) grow() {
+	larger := make([]entry, max(2, 2*len(r.entries)))
+	for i := range int(r.n) {
+		larger[i] = *r.at(i)
+	}
+	r.entries, r.head = larger, 0
+}
+
+// dayOf is the calendar day of a wall clock's time in nanoseconds.
+func dayOf(wall int64) int64 {
+	const length = daySeconds * int64(time.Second)
+	if wall < 0 {
+		wall -= length - 1
+	}
+	return wall / length
+}
+
+// ceil is n in whole units, of which what is begun counts.
+func ceil(n, unit int64) int64 {
+	if n <= 0 {
+		return n / unit
+	}
+	return (n-1)/unit + 1
+}
