@@ -17,7 +17,7 @@
 // sub-bucket are counted exactly.
 //
 // Memory follows the pools in use: a few hundred bytes each, at most about 3.5 KB
-// for one that is busy all the time, and nothing once its windows are empty and
+// for one that is busy all the time (twice that where [Limiter.Count] filled it), and nothing once its windows are empty and
 // [Limiter.Sweep] has passed.
 //
 // How it can disappoint. A window that has no limit is not counted: when it gets
@@ -102,7 +102,7 @@ type day struct{ day, n int64 }
 // is a power of two.
 type row struct {
 	sum     int64
-	head, n uint8
+	head, n uint16
 	entries []entry
 }
 
@@ -184,8 +184,7 @@ func (l *Limiter) Take(id domain.Pool, limits events.Limits, n int64, now time.T
 }
 
 // Count counts n requests that were admitted elsewhere, or before this limiter
-// began, whatever the limits say. One that is older than what was counted since
-// is taken for as late as that.
+// began, whatever the limits say. They may come late and in any order.
 func (l *Limiter) Count(id domain.Pool, limits events.Limits, n int64, when time.Time) {
 	if len(limits) == 0 {
 		return
@@ -386,7 +385,7 @@ func (p *pool) gone(window int, at, today, need, wall int64) int64 {
 func (r *row) at(i int) *entry { return &r.entries[(int(r.head)+i)&(len(r.entries)-1)] }
 
 func (r *row) drop() {
-	r.head = uint8((int(r.head) + 1) & (len(r.entries) - 1))
+	r.head = uint16((int(r.head) + 1) & (len(r.entries) - 1))
 	r.n--
 }
 
@@ -406,7 +405,7 @@ func (r *row) admit(at, span, n int64) {
 		if at <= r.at(last).last-span {
 			return // it has left already
 		}
-		r.at(r.place(at)).n += n
+		r.insert(at, span, n)
 	case last >= 0 && at-r.at(last).first < span/buckets:
 		r.at(last).last = at
 		r.at(last).n += n
@@ -422,6 +421,34 @@ func (r *row) admit(at, span, n int64) {
 		*r.at(int(r.n) - 1) = entry{at, at, n}
 	}
 	r.sum += n
+}
+
+// maxEntries is never reached by requests that come in order.
+const maxEntries = 2 * buckets
+
+// insert counts what is older than the newest entry, and not over yet.
+func (r *row) insert(at, span, n int64) {
+	i := r.place(at)
+	e := r.at(i)
+	switch {
+	case at >= e.first || int(r.n) >= maxEntries:
+		e.n += n
+	case e.last-at < span/buckets:
+		e.first = at
+		e.n += n
+	case i > 0 && at-r.at(i-1).first < span/buckets:
+		r.at(i - 1).last = at
+		r.at(i - 1).n += n
+	default:
+		if int(r.n) == len(r.entries) {
+			r.grow()
+		}
+		r.n++
+		for j := int(r.n) - 1; j > i; j-- {
+			*r.at(j) = *r.at(j - 1)
+		}
+		*r.at(i) = entry{at, at, n}
+	}
 }
 
 func (r *row) grow() {
