@@ -238,7 +238,7 @@ func appendDecision(b []byte, d *verify.Decision, req *domain.Request, requestID
 	if d.Key == nil {
 		b = append(b, "null"...)
 	} else {
-		b = appendKey(b, d.Key, d.Time)
+		b = appendKey(b, d.Key, d.Time, usedUp(d))
 	}
 	b = append(b, `,"limits":[`...)
 	for i, l := range d.Limits {
@@ -266,12 +266,22 @@ func appendDecision(b []byte, d *verify.Decision, req *domain.Request, requestID
 	return append(b, '}', '\n')
 }
 
-func appendAnswer(b []byte, d *verify.Decision, req *domain.Request, requestID string) []byte {
-	if d.Valid && d.Key != nil {
-		return append(b, `{"status":200,"headers":{},"body":null}`...)
+// usedUp says whether the next request of the decision's key would be refused.
+func usedUp(d *verify.Decision) bool {
+	for i := range d.Limits {
+		if d.Limits[i].Remaining == 0 {
+			return true
+		}
 	}
+	return false
+}
+
+func appendAnswer(b []byte, d *verify.Decision, req *domain.Request, requestID string) []byte {
 	rendered := domain.Rendered{Status: http.StatusOK}
-	if !d.Valid {
+	if d.Valid && d.Owner != nil {
+		var room [5]domain.Header
+		rendered.Headers = d.RateHeaders(room[:0])
+	} else if !d.Valid {
 		rendered = d.Answer(req, requestID)
 	} else if route := d.Keyspace.PublicRoute(req.Method, req.Path); route != nil && route.Status != 0 {
 		rendered.Status = route.Status
@@ -299,8 +309,11 @@ func appendAnswer(b []byte, d *verify.Decision, req *domain.Request, requestID s
 }
 
 // appendKey writes a [Key] with what memory knows, as encoding/json does.
-func appendKey(b []byte, k *domain.Key, now time.Time) []byte {
+func appendKey(b []byte, k *domain.Key, now time.Time, limited bool) []byte {
 	v := queries.ViewOf(k, now)
+	if limited && v.Status == "active" {
+		v.Status = "rate_limited"
+	}
 	text := func(name, s string) { b = appendText(append(append(append(b, ',', '"'), name...), '"', ':'), s) }
 	texts := func(name string, list []string) {
 		b = appendTexts(append(append(append(b, ',', '"'), name...), '"', ':'), list)

@@ -31,7 +31,7 @@ func TestAppendKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(string(want), string(appendKey(nil, k, now))); diff != "" {
+		if diff := cmp.Diff(string(want), string(appendKey(nil, k, now, false))); diff != "" {
 			t.Errorf("%s: %s", what, diff)
 		}
 	}

@@ -213,7 +213,16 @@ func (a *API) view(ctx context.Context, k *domain.Key) Key {
 	v := queries.ViewOf(k, a.Now())
 	x := a.extra(ctx, k.ID)
 	v.LastUsedAt, v.UseCount = x.LastUsedAt, x.UseCount
+	a.showLimited(&v, k)
 	return Key(v)
+}
+
+// showLimited says of an active key that a limit of it is used up on this node.
+// k may be nil.
+func (a *API) showLimited(v *queries.KeyView, k *domain.Key) {
+	if v.Status == "active" && k != nil && a.Verifier != nil && a.Verifier.Limited(k) {
+		v.Status = "rate_limited"
+	}
 }
 
 func (a *API) extra(ctx context.Context, id string) queries.Extra {

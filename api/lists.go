@@ -146,6 +146,7 @@ func (a *API) listKeys(ctx context.Context, in *keyListInput) (*keyPage, error) 
 			Limit: in.Limit, Cursor: in.Cursor,
 		}, a.Now())
 		for _, k := range keys {
+			a.showLimited(&k, a.Ring.Key(k.ID))
 			out.Body.Keys = append(out.Body.Keys, Key(k))
 		}
 		out.Body.NextCursor = more(next)

@@ -10,6 +10,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/verify"
 )
 
@@ -109,6 +110,16 @@ func (a *API) verification() {
 		},
 		action: domain.Verify,
 	}, a.verify(a.decoder(verifyBody)))
+	takeBody := body(TakeRequest{})
+	a.stream(route{
+		Operation: huma.Operation{
+			OperationID: "take-limits", Method: http.MethodPost, Path: "/v1/limits/take", Tags: []string{"Verification"},
+			Summary:     "Draw from an owner's pool",
+			Description: "Counts requests of other traffic, such as user sessions, against the limits of an owner: the pool that its keys share where the keyspace counts by owner, else one of its own. All of n are admitted, or none. Answers as verification does, without a key.",
+			RequestBody: takeBody, Responses: map[string]*huma.Response{"200": verified},
+		},
+		action: domain.Verify, absent: true,
+	}, a.take(a.decoder(takeBody)))
 	usesBody := body(UseReports{})
 	a.stream(route{
 		Operation: huma.Operation{
@@ -119,6 +130,37 @@ func (a *API) verification() {
 		},
 		action: domain.Verify, body: maxUseBytes,
 	}, a.uses(a.decoder(usesBody)))
+}
+
+// TakeRequest draws from an owner's pool.
+type TakeRequest struct {
+	Keyspace string `json:"keyspace" example:"parcelbird"`
+	Owner    string `json:"owner" example:"org_1"`
+	N        *int64 `json:"n,omitempty" minimum:"1" maximum:"1000000000" doc:"How many requests; absent: 1."`
+}
+
+func (a *API) take(decode func([]byte, any) error) func(http.ResponseWriter, *http.Request, *call) error {
+	return func(w http.ResponseWriter, _ *http.Request, c *call) error {
+		var in TakeRequest
+		if err := decode(c.body, &in); err != nil {
+			return err
+		}
+		if in.N == nil {
+			in.N = new(int64(1))
+		}
+		if in.Keyspace != events.RootKeyspace && a.Ring.Keyspace(in.Keyspace) != nil && !c.authority.Reaches(in.Keyspace, in.Owner) {
+			return domain.OwnerNotFound()
+		}
+		d, err := a.Verifier.Take(in.Keyspace, in.Owner, *in.N)
+		switch {
+		case errors.Is(err, verify.ErrNoSuchKeyspace):
+			return domain.KeyspaceNotFound()
+		case errors.Is(err, verify.ErrNoSuchOwner):
+			return domain.OwnerNotFound()
+		}
+		writeDecision(w, &d, &domain.Request{Keyspace: in.Keyspace}, c.requestID, nil)
+		return nil
+	}
 }
 
 // UseReports are some outcomes.
@@ -167,7 +209,11 @@ func (a *API) answerDecision(ctx context.Context, w http.ResponseWriter, in *Ver
 			d.Valid, d.Code = false, domain.CodeAuditUnavailable
 		}
 	}
-	b := appendDecision(buffer[:0], &d, &req, requestID)
+	return writeDecision(w, &d, &req, requestID, buffer)
+}
+
+func writeDecision(w http.ResponseWriter, d *verify.Decision, req *domain.Request, requestID string, buffer []byte) []byte {
+	b := appendDecision(buffer[:0], d, req, requestID)
 	h := w.Header()
 	h["Content-Type"], h["Cache-Control"] = jsonType, noStore
 	h["Content-Length"] = []string{strconv.Itoa(len(b))}

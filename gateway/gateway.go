@@ -316,6 +316,7 @@ func (g *Gateway) answered(res *http.Response) error {
 		cost = res.Header.Get(name)
 	}
 	g.finish(x, res.StatusCode, cost)
+	tellRoom(res.Header, &x.decision)
 	if res.StatusCode != http.StatusSwitchingProtocols {
 		x.body.begin()
 	}
@@ -340,7 +341,17 @@ func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	g.log.Warn("upstream failed", "keyspace", x.route.Keyspace, "upstream", x.route.upstream.Redacted(), "request_id", x.requestID, "status", status, "error", err)
 	g.finish(x, status, "")
+	tellRoom(w.Header(), &x.decision)
 	g.problem(w, r, x, status, code, message)
+}
+
+// tellRoom says on the answer to an admitted request how much room its limits
+// leave, in place of what the upstream may have said of its own.
+func tellRoom(h http.Header, d *verify.Decision) {
+	var room [5]domain.Header
+	for _, line := range d.RateHeaders(room[:0]) {
+		h.Set(line.Name, line.Value)
+	}
 }
 
 // refuse sends a rendered refusal.

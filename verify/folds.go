@@ -12,15 +12,15 @@ import (
 	"github.com/keyledger/keyledger/events/seal"
 )
 
-// folds counts refusals by second, so that an attack writes a bounded number of
+// folds counts refusals, and what other traffic draws, by second, so that an attack writes a bounded number of
 // facts and every refusal is still counted. The counts are exact; what is given
 // up when there is too much of it is the detail: past maxEndpoints endpoints in a
 // second a key's refusals are counted without the endpoint, past maxSources
 // sources those without a known key are counted as overflow, one count per
 // keyspace and code.
 //
-// Memory is bounded by two seconds of the caps plus one entry for every known
-// key that was refused in them.
+// Memory is bounded by two seconds of the caps plus a few entries for every known
+// key that was refused in them, and every owner.
 type folds struct {
 	node string
 	emit func(events.Envelope)
@@ -32,7 +32,9 @@ type folds struct {
 
 type second struct {
 	denied    map[deniedAs]*denied
+	limited   map[limitedAs]*limited
 	rejected  map[rejectedAs]*events.Fold
+	taken     map[takenAs]*events.Fold
 	endpoints int
 	sources   int
 }
@@ -47,6 +49,17 @@ type denied struct {
 	keyspace, owner string
 	events.Fold
 }
+
+type limitedAs struct{ key, window string }
+
+type limited struct {
+	keyspace, owner string
+	limit           int64
+	events.Fold
+}
+
+// takenAs is an owner's pool, which other traffic drew from.
+type takenAs struct{ keyspace, owner string }
 
 type rejectedAs struct {
 	keyspace string
@@ -68,7 +81,10 @@ func newFolds(node string, emit func(events.Envelope)) *folds {
 func (f *folds) at(now time.Time) *second {
 	s := f.seconds[now.Unix()]
 	if s == nil {
-		s = &second{denied: make(map[deniedAs]*denied), rejected: make(map[rejectedAs]*events.Fold)}
+		s = &second{
+			denied: make(map[deniedAs]*denied), limited: make(map[limitedAs]*limited),
+			rejected: make(map[rejectedAs]*events.Fold), taken: make(map[takenAs]*events.Fold),
+		}
 		f.seconds[now.Unix()] = s
 	}
 	return s
@@ -90,7 +106,34 @@ func (f *folds) deny(key *domain.Key, code domain.Code, path string, now time.Ti
 		s.denied[as] = d
 		s.endpoints++
 	}
-	add(&d.Fold, now)
+	add(&d.Fold, 1, now)
+}
+
+// limit counts a request that a key's limit refused.
+func (f *folds) limit(key *domain.Key, by *Limit, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.at(now)
+	as := limitedAs{key.ID, by.Window}
+	l := s.limited[as]
+	if l == nil {
+		l = &limited{keyspace: key.Keyspace, owner: key.Owner}
+		s.limited[as] = l
+	}
+	l.limit = by.Limit
+	add(&l.Fold, 1, now)
+}
+
+// take counts n requests of other traffic that drew from an owner's pool.
+func (f *folds) take(owner *domain.Owner, n int64, now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.at(now)
+	as := takenAs{owner.Keyspace, owner.ID}
+	if s.taken[as] == nil {
+		s.taken[as] = new(events.Fold)
+	}
+	add(s.taken[as], n, now)
 }
 
 // reject counts a request without a known key.
@@ -111,12 +154,12 @@ func (f *folds) reject(keyspace string, code domain.Code, source netip.Addr, now
 			s.sources++
 		}
 	}
-	add(fold, now)
+	add(fold, 1, now)
 }
 
-func add(f *events.Fold, now time.Time) {
+func add(f *events.Fold, n int64, now time.Time) {
 	at := events.At(now)
-	f.Count++
+	f.Count += n
 	if f.First == 0 || at < f.First {
 		f.First = at
 	}
@@ -153,6 +196,16 @@ func (f *folds) flush(before time.Time) {
 		for as, d := range s.denied {
 			e := events.New(events.KeyDenied{Code: string(as.code), Endpoint: as.endpoint, Node: f.node, Fold: d.Fold}, now)
 			e.Keyspace, e.Owner, e.Key = d.keyspace, d.owner, as.key
+			f.emit(e)
+		}
+		for as, l := range s.limited {
+			e := events.New(events.KeyRateLimited{Window: as.window, Limit: l.limit, Node: f.node, Fold: l.Fold}, now)
+			e.Keyspace, e.Owner, e.Key = l.keyspace, l.owner, as.key
+			f.emit(e)
+		}
+		for as, fold := range s.taken {
+			e := events.New(events.LimitTaken{Node: f.node, Fold: *fold}, now)
+			e.Keyspace, e.Owner = as.keyspace, as.owner
 			f.emit(e)
 		}
 		for as, fold := range s.rejected {

@@ -128,6 +128,9 @@ func (v *Verifier) RecordDurably(ctx context.Context, d *Decision, req *domain.R
 		return nil
 	}
 	err := v.recorder.pages.RecordDurable(ctx, v.recorder.pending(d, req, u))
+	if err != nil {
+		v.giveBack(d)
+	}
 	switch {
 	case err == nil:
 		return nil
@@ -144,6 +147,10 @@ func (v *Verifier) RecordDurably(ctx context.Context, d *Decision, req *domain.R
 
 // refused counts a refusal.
 func (r *Recorder) refused(d *Decision, req *domain.Request) {
+	if d.Code == domain.CodeRateLimited {
+		r.folds.limit(d.Key, &d.Limits[d.limitedBy], d.Time)
+		return
+	}
 	if d.Key != nil {
 		r.folds.deny(d.Key, d.Code, req.Path, d.Time)
 		return

@@ -16,6 +16,7 @@
 // keeps uses in bounded memory: what does not fit while NATS is away is declared
 // as a gap, and a killed process loses what it had not written yet, some
 // milliseconds of it; [Verifier.RecordDurably] is for those who cannot have that.
+// Limits are those of one process: several admit up to theirs each.
 // What is asked of a keyspace that does not exist is refused and not counted:
 // there is no subject it could stand on. Where memory is full, the count of a
 // second's refusals that is dropped is declared as one lost fact.
@@ -26,12 +27,14 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/verify/limit"
 )
 
 // DefaultStaleWindow is how long a verifier that lost the stream goes on.
@@ -57,6 +60,8 @@ type Verifier struct {
 	recorder *Recorder        // nil: nothing is recorded
 	clock    func() time.Time // nil: the system's
 	fresh    *freshness
+	limits   *limit.Limiter
+	life     context.Context // ends with Close
 	stop     context.CancelFunc
 	running  sync.WaitGroup
 	reported recentReports
@@ -70,10 +75,12 @@ func New(ring *keyring.Ring, recorder *Recorder, o Options) *Verifier {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	v := &Verifier{
-		ring: ring, recorder: recorder, clock: o.Now, stop: stop,
+		ring: ring, recorder: recorder, clock: o.Now, life: ctx, stop: stop,
 		fresh: newFreshness(o.Head, ring.Wait, o.StaleWindow),
 	}
+	v.limits = limit.New(v.now())
 	v.running.Go(func() { v.fresh.run(ctx) })
+	v.running.Go(func() { every(ctx, sweepEvery, func() { v.limits.Sweep(v.now()) }) })
 	return v
 }
 
@@ -97,21 +104,14 @@ type Decision struct {
 	Owner    *domain.Owner    // the key's, or nil
 	Secret   string           // which of the key's secrets: current or previous; empty without a key
 
-	Limits     []Limit // every window that applies
+	Limits     []Limit // every window that applies, as it is after the request
 	RetryAfter int64   // seconds; 0 where waiting would not help
+	limitedBy  int     // of RATE_LIMITED: which of Limits
 
 	Sequence uint64 // of LEDGER: every fact up to it was taken into account
 	Time     time.Time
 
 	stamp [16]byte
-}
-
-// Limit is where a key stands in one window.
-type Limit struct {
-	Window    string      `json:"window"` // minute, hour or day
-	Limit     int64       `json:"limit"`
-	Remaining int64       `json:"remaining"`
-	Reset     events.Time `json:"reset"`
 }
 
 // Verify decides one request. It does not block, except for a moment after the
@@ -129,6 +129,13 @@ func (v *Verifier) Verify(req domain.Request) Decision {
 		v.recorder.refused(&d, &req)
 	}
 	return d
+}
+
+func (v *Verifier) now() time.Time {
+	if v.clock != nil {
+		return v.clock()
+	}
+	return time.Now()
 }
 
 // keyspace hides the built-in one: a root key is a type of its own and never
@@ -162,9 +169,11 @@ func (v *Verifier) decide(req *domain.Request, d *Decision, now time.Time) domai
 	if code := d.Keyspace.JudgeKey(req, secret, hash, d.Key, d.Owner, events.At(d.Time)); code != domain.CodeValid {
 		return code
 	}
-	// The limiter is asked here, last of all, because what is refused for any
-	// other reason consumes nothing: RATE_LIMITED, Limits and RetryAfter.
-	return domain.CodeValid
+	if d.Keyspace.PublicRoute(req.Method, req.Path) != nil {
+		return domain.CodeValid // it needs no key, so it costs a key nothing
+	}
+	// Last of all, because what is refused for any other reason consumes nothing.
+	return v.draw(d, 1)
 }
 
 // ID is the decision's id, dec_….
@@ -178,7 +187,7 @@ func (d *Decision) ID() string {
 // Skipped lists what the keyspace would have checked and the request did not
 // tell.
 func (d *Decision) Skipped(req *domain.Request) []string {
-	if d.Keyspace == nil {
+	if d.Keyspace == nil || d.Key == nil && d.Owner != nil { // the latter is Take, which judges no request
 		return []string{}
 	}
 	return req.Skipped(d.Keyspace)
@@ -215,16 +224,30 @@ func (d *Decision) AnswerAs(code domain.Code, req *domain.Request, requestID str
 	}
 	if d.Key != nil {
 		ctx.KeyID, ctx.Owner = d.Key.ID, d.Key.Owner
+	} else if d.Owner != nil {
+		ctx.Owner = d.Owner.ID
+	}
+	if d.Key != nil || d.Owner != nil {
 		ctx.Plan, _, _ = k.PlanInForce(d.Key, d.Owner)
 		ctx.Limits, _ = k.LimitsFor(d.Key, d.Owner)
-		if len(d.Limits) > 0 {
-			ctx.Remaining = make(events.Limits, len(d.Limits))
-			for _, l := range d.Limits {
-				ctx.Remaining[l.Window] = l.Remaining
-			}
+	}
+	if len(d.Limits) > 0 {
+		ctx.Remaining = make(events.Limits, len(d.Limits))
+		for _, l := range d.Limits {
+			ctx.Remaining[l.Window] = l.Remaining
 		}
 	}
-	return k.Answer(code, ctx)
+	a := k.Answer(code, ctx)
+	if code != domain.CodeRateLimited {
+		return a
+	}
+	var room [5]domain.Header
+	for _, h := range d.RateHeaders(room[:0]) {
+		if !slices.ContainsFunc(a.Headers, func(own domain.Header) bool { return strings.EqualFold(own.Name, h.Name) }) {
+			a.Headers = append(a.Headers, h)
+		}
+	}
+	return a
 }
 
 // noKeyspace renders refusals where no keyspace is configured: problem documents.

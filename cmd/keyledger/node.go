@@ -118,6 +118,11 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		Head:        func(ctx context.Context) (uint64, error) { return n.ledger.Head(ctx, events.Ledger) },
 		StaleWindow: c.Stale,
 	})
+	// What is limited counts on; a log that cannot be read says so elsewhere, and
+	// keeps nobody from verifying.
+	if err := n.verifier.Recount(ctx, n.ledger, recountTime, c.Log); err != nil {
+		c.Log.Warn("limits begin empty, as if nothing had been used before this start", "error", err)
+	}
 	if c.Pool != nil {
 		n.commands = &commands.Commands{Ledger: n.ledger, Ring: n.ring}
 		n.runner = projections.New(n.ledger, c.Pool, c.Log)
@@ -133,6 +138,9 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}
 	return n, nil
 }
+
+// recountTime is how long a start waits at most for the limits to be recounted.
+const recountTime = 10 * time.Second
 
 // follow runs something that must not end before the node does.
 func (n *node) follow(what string, run func() error) {
