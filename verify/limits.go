@@ -243,19 +243,19 @@ func (v *Verifier) recall(e *events.Envelope, now time.Time) {
 		return
 	}
 	var key *domain.Key
-	n := int64(1)
+	n, at := int64(1), e.Time
 	switch d := e.Data.(type) {
 	case events.KeyUsed:
 		if key = v.ring.Key(e.Key); key == nil || k.PublicRoute(d.Method, d.Endpoint) != nil {
 			return
 		}
 	case events.LimitTaken:
-		n = d.Count
+		n, at = d.Count, d.Last
 	default:
 		return
 	}
 	limits, pool := k.LimitsFor(key, v.ring.Owner(e.Keyspace, e.Owner))
-	when := e.Time.Time()
+	when := at.Time()
 	if when.After(now) { // of a node whose clock is ahead
 		when = now
 	}
