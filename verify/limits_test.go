@@ -258,37 +258,49 @@ func manyKeys(b *testing.B, n int) (*keyring.Ring, []string) {
 	return ring, secrets
 }
 
-// Three windows; with and without the use recorded.
+// Three windows of keys that are drawn at random, all of them in use.
 func BenchmarkLimits(b *testing.B) {
-	w := verifytest.New(b, verify.Options{})
 	for _, n := range []int{1000, 1_000_000} {
 		if testing.Short() && n > 1000 {
 			continue
 		}
 		ring, secrets := manyKeys(b, n)
-		v := verify.New(ring, w.Recorder, verify.Options{})
-		for _, record := range []bool{false, true} {
-			b.Run(fmt.Sprintf("keys=%d/record=%v", n, record), func(b *testing.B) {
-				b.ReportAllocs()
-				b.RunParallel(func(p *testing.PB) {
-					r := rand.New(rand.NewPCG(rand.Uint64(), 1))
-					req := request("")
-					req.Credential = nil
-					use := verify.Use{Via: "api", RequestID: "req_1", UserAgent: "curl/8", Status: 200, Latency: time.Millisecond}
-					for p.Next() {
-						req.Key = secrets[r.IntN(n)]
-						d := v.Verify(req)
-						if !d.Valid {
-							b.Error(d.Code)
-							return
-						}
-						if record {
-							v.Record(&d, &req, use)
-						}
-					}
-				})
-			})
+		v := verify.New(ring, nil, verify.Options{})
+		decide := func(req *domain.Request, i int) {
+			req.Key = secrets[i]
+			if d := v.Verify(*req); !d.Valid {
+				b.Error(d.Code)
+			}
 		}
+		req := request("")
+		for i := range n {
+			decide(&req, i)
+		}
+		b.Run(fmt.Sprintf("keys=%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			b.RunParallel(func(p *testing.PB) {
+				r, req := rand.New(rand.NewPCG(rand.Uint64(), 1)), request("")
+				for p.Next() {
+					decide(&req, r.IntN(n))
+				}
+			})
+		})
 		v.Close()
+	}
+}
+
+// The same with the use recorded, of one key: beside BenchmarkVerify/record it
+// shows what limits cost.
+func BenchmarkLimitsRecorded(b *testing.B) {
+	w := verifytest.New(b, verify.Options{})
+	w.Configure(strings.Replace(verifytest.Birds, `"from": "plan"`, `"from": "key"`, 1))
+	w.Key("birds", "org_1", secret, events.KeyCreated{
+		Environment: "live", Scopes: []string{"birds:read"}, Limits: events.Limits{"minute": 1 << 40, "hour": 1 << 40, "day": 1 << 40},
+	})
+	req := request(secret)
+	b.ReportAllocs()
+	for b.Loop() {
+		d := w.Verifier.Verify(req)
+		w.Verifier.Record(&d, &req, verify.Use{Via: "api", RequestID: "req_1", UserAgent: "curl/8", Status: 200, Latency: time.Millisecond})
 	}
 }
