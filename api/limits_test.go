@@ -100,3 +100,30 @@ func TestLimits(t *testing.T) {
 		t.Errorf("recorded are %v", counts)
 	}
 }
+
+// Lists show and find keys whose limits are used up.
+func TestLimitedKeysAreListed(t *testing.T) {
+	s := start(t)
+	s.withPostgres()
+	s.limited()
+	s.configure("pb")
+	s.create(nil)
+	shared, secret := s.create(map[string]any{"keyspace": "lim", "environment": "live", "scopes": nil})
+	also, _ := s.create(map[string]any{"keyspace": "lim", "environment": "live", "scopes": nil})
+	for range 3 {
+		s.verify(s.root, map[string]any{"keyspace": "lim", "key": secret})
+	}
+	after := fmt.Sprint(s.head())
+	for query, want := range map[string]int{"keyspace=lim": 2, "status=rate_limited": 2, "status=rate_limited&keyspace=pb": 0, "status=rate_limited&owner=org_1": 2} {
+		a := s.must("GET", "/v1/keys?"+query, s.root, "", "Min-Sequence", after)
+		keys := a.json["keys"].([]any)
+		if len(keys) != want {
+			t.Errorf("%s: %s", query, a.body)
+		}
+		for _, k := range keys {
+			if k := k.(map[string]any); k["status"] != "rate_limited" || k["id"] != shared && k["id"] != also {
+				t.Errorf("%s lists %v", query, k)
+			}
+		}
+	}
+}

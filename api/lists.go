@@ -114,7 +114,7 @@ func (a *API) keyList() {
 type keyListInput struct {
 	Keyspace      string    `query:"keyspace" doc:"Of this keyspace." example:"parcelbird"`
 	Owner         string    `query:"owner" doc:"Of this owner."`
-	Status        string    `query:"status" doc:"active, expired or revoked." enum:"active,expired,revoked"`
+	Status        string    `query:"status" doc:"active, expired, revoked, or rate_limited, which is active with a limit that is used up on this node." enum:"active,expired,revoked,rate_limited"`
 	Scope         string    `query:"scope" doc:"That have this scope."`
 	Resource      string    `query:"resource" doc:"That are bound to this resource."`
 	Environment   string    `query:"environment" doc:"Of this environment."`
@@ -138,10 +138,14 @@ func (a *API) listKeys(ctx context.Context, in *keyListInput) (*keyPage, error) 
 	if err := a.within(ctx, &in.Keyspace, &in.Owner, nil, root); err != nil {
 		return nil, err
 	}
+	var limited []string
+	if in.Status == "rate_limited" && a.Verifier != nil {
+		limited = a.Verifier.LimitedKeys(in.Keyspace, in.Owner)
+	}
 	out := &keyPage{KeyPage{Keys: []Key{}}}
 	err := a.readModel(ctx, projections.Keys{}.Name(), func(ctx context.Context, q *queries.Queries) error {
 		keys, next, err := q.ListKeys(ctx, queries.KeyFilter{
-			Keyspace: in.Keyspace, Owner: in.Owner, Status: in.Status, Scope: in.Scope, Resource: in.Resource,
+			Keyspace: in.Keyspace, Owner: in.Owner, Status: in.Status, Limited: limited, Scope: in.Scope, Resource: in.Resource,
 			Environment: in.Environment, Q: in.Q, UnusedSince: events.At(in.UnusedSince), ExpiresBefore: events.At(in.ExpiresBefore),
 			Limit: in.Limit, Cursor: in.Cursor,
 		}, a.Now())

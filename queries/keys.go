@@ -118,7 +118,8 @@ const lastUsed = `case when s.last_used = 'successful' then l.last_success_at el
 type KeyFilter struct {
 	Keyspace      string
 	Owner         string
-	Status        string // active, expired, revoked
+	Status        string   // active, expired, revoked, or rate_limited: active and one of Limited
+	Limited       []string // ids of the keys whose limits are used up, which only memory knows
 	Scope         string
 	Resource      string
 	Environment   string
@@ -182,12 +183,15 @@ func (q *Queries) ListKeys(ctx context.Context, f KeyFilter, now time.Time) (key
 	case "":
 	case "active":
 		c.add("k.revoked_at is null and (k.expires_at is null or k.expires_at > ?)", now)
+	case "rate_limited":
+		c.add("k.revoked_at is null and (k.expires_at is null or k.expires_at > ?)", now)
+		c.add("k.id = any(?)", f.Limited)
 	case "expired":
 		c.add("k.revoked_at is null and k.expires_at <= ?", now)
 	case "revoked":
 		c.sql = append(c.sql, "k.revoked_at is not null")
 	default:
-		return nil, "", invalid("status", fmt.Sprintf("%q is not a status that can be asked for", f.Status), "one of active, expired, revoked")
+		return nil, "", invalid("status", fmt.Sprintf("%q is not a status that can be asked for", f.Status), "one of active, expired, revoked, rate_limited")
 	}
 	if f.Scope != "" {
 		c.add("? = any(k.scopes)", f.Scope)

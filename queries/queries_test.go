@@ -141,6 +141,8 @@ func TestListKeys(t *testing.T) {
 		{KeyFilter{Status: "active"}, "key_e key_a"},
 		{KeyFilter{Status: "expired"}, "key_b"},
 		{KeyFilter{Status: "revoked"}, "key_c"},
+		{KeyFilter{Status: "rate_limited", Limited: []string{"key_a", "key_b", "key_c"}}, "key_a"},
+		{KeyFilter{Status: "rate_limited"}, ""},
 		{KeyFilter{Scope: "parcels:read"}, "key_a"},
 		{KeyFilter{Resource: "depot_1"}, "key_c"},
 		{KeyFilter{Environment: "test"}, "key_b"},

@@ -55,6 +55,29 @@ func (v *Verifier) Limited(key *domain.Key) bool {
 	return len(limits) > 0 && v.limits.UsedUp(pool, limits, v.now())
 }
 
+// LimitedKeys are the ids of the keys of which [Verifier.Limited] is true, some
+// perhaps twice; of one keyspace and one owner where these are named.
+func (v *Verifier) LimitedKeys(keyspace, owner string) []string {
+	ids := []string{}
+	add := func(key *domain.Key) {
+		if key != nil && v.Limited(key) {
+			ids = append(ids, key.ID)
+		}
+	}
+	for _, pool := range v.limits.Pools() {
+		switch {
+		case keyspace != "" && keyspace != pool.Keyspace || owner != "" && owner != pool.Owner:
+		case pool.Key != "":
+			add(v.ring.Key(pool.Key))
+		default:
+			for key := range v.ring.Keys(pool.Keyspace, pool.Owner) {
+				add(key)
+			}
+		}
+	}
+	return ids
+}
+
 // Errors of [Verifier.Take].
 var (
 	ErrNoSuchKeyspace = errors.New("there is no keyspace of this name")

@@ -401,7 +401,7 @@ func (a *app) keysListCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&keyspace, "keyspace", "", "of this keyspace")
 	f.StringVar(&owner, "owner", "", "of this owner")
-	f.StringVar(&status, "status", "", "active, expired or revoked")
+	f.StringVar(&status, "status", "", "active, expired, revoked or rate_limited")
 	f.StringVar(&scope, "scope", "", "that have this scope")
 	f.StringVar(&resource, "resource", "", "that are bound to this resource")
 	f.StringVar(&environment, "environment", "", "of this environment")
@@ -412,7 +412,7 @@ func (a *app) keysListCommand() *cobra.Command {
 	f.IntVar(&limit, "limit", 0, "at most this many in a page")
 	f.BoolVar(&all, "all", false, "all pages")
 	r.add(cmd)
-	_ = cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions([]string{"active", "expired", "revoked"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions([]string{"active", "expired", "revoked", "rate_limited"}, cobra.ShellCompDirectiveNoFileComp))
 	a.completeFlags(cmd)
 	return cmd
 }

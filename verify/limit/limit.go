@@ -244,6 +244,22 @@ func (l *Limiter) UsedUp(id domain.Pool, limits events.Limits, now time.Time) bo
 	return false
 }
 
+// Pools are those in use, and some that are not swept yet.
+func (l *Limiter) Pools() []domain.Pool {
+	var all []domain.Pool
+	for i := range l.shards {
+		s := &l.shards[i]
+		s.mu.Lock()
+		for _, p := range s.pools {
+			for ; p != nil; p = p.next {
+				all = append(all, p.id)
+			}
+		}
+		s.mu.Unlock()
+	}
+	return all
+}
+
 // Sweep drops the pools whose windows are empty and says how many are left. It
 // holds a thousandth of them at a time.
 func (l *Limiter) Sweep(now time.Time) (left int) {
