@@ -140,7 +140,7 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 }
 
 // recountTime is how long a start waits at most for the limits to be recounted.
-const recountTime = 10 * time.Second
+const recountTime = 5 * time.Second
 
 // follow runs something that must not end before the node does.
 func (n *node) follow(what string, run func() error) {
