@@ -16,10 +16,11 @@
 // keeps uses in bounded memory: what does not fit while NATS is away is declared
 // as a gap, and a killed process loses what it had not written yet, some
 // milliseconds of it; [Verifier.RecordDurably] is for those who cannot have that.
-// Limits are those of one process: several admit up to theirs each.
-// What is asked of a keyspace that does not exist is refused and not counted:
-// there is no subject it could stand on. Where memory is full, the count of a
-// second's refusals that is dropped is declared as one lost fact.
+// Limits are those of one process (package limit): several admit up to theirs
+// each, and a process that begins calls [Verifier.Recount]. What is asked of a
+// keyspace that does not exist is refused and not counted: there is no subject it
+// could stand on. Where memory is full, the count of a second's refusals that is
+// dropped is declared as one lost fact.
 package verify
 
 import (
