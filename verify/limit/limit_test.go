@@ -87,7 +87,11 @@ func drawStep(t *rapid.T) time.Duration {
 // force, a refusal is never earlier than one sub-bucket, consumes nothing and
 // says honestly how long to wait, and what is said to remain does.
 func TestSchedules(t *testing.T) {
-	cases(t, 12000)
+	n := 12000
+	if testing.Short() { // with the race detector, which finds nothing here
+		n = 1000
+	}
+	cases(t, n)
 	rapid.Check(t, func(t *rapid.T) {
 		l := limit.New(evening)
 		pools := []domain.Pool{{Keyspace: "a", Owner: "o", Key: "key_1"}, {Keyspace: "a", Owner: "o"}, {Keyspace: "b", Owner: "o"}}
