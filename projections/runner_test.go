@@ -423,7 +423,10 @@ func TestRebuild(t *testing.T) {
 	w.caughtUp(r)
 	for sql, name := range map[string]string{
 		`update keyledger.keys_v1 set name = 'mine' where id in ('key_0001', 'key_0002')`: "keys_v1",
+		`update keyledger.keys_v1 set reach = '{}' where id = 'key_0003'`:                 "keys_v1", // was null
+		`update keyledger.keys_v1 set scopes = resources, resources = scopes || '{x}'`:    "keys_v1",
 		`delete from keyledger.ledger_v1 where sequence = 7`:                              "ledger_v1",
+		`update keyledger.ledger_v1 set body = body || '\x00' where sequence = 8`:         "ledger_v1",
 		`update keyledger.usage_v1 set requests = 99 where key = 'key_0000'`:              "usage_v1",
 	} {
 		if _, err := pool.Exec(t.Context(), sql); err != nil {
