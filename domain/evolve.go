@@ -3,6 +3,7 @@ package domain
 import (
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"github.com/keyledger/keyledger/events"
 )
@@ -56,7 +57,7 @@ func Evolve(s State, r events.Record) State {
 		if err := json.Unmarshal(d.Document, &doc); err != nil {
 			doc = Document{}
 		}
-		doc.Keyspace = e.Keyspace
+		doc.Keyspace = strings.Clone(e.Keyspace) // kept for long, see events.Decode
 		k := Compile(&doc, d.DocumentVersion)
 		k.Version, k.Sequence, k.ConfiguredAt = uint32(e.KeyVersion), r.Sequence, e.Time
 		s.Keyspace = k

@@ -121,7 +121,8 @@ func encode(e Envelope) ([]byte, error) {
 
 // Decode reads a fact of any released version. It fails with an
 // [*UnknownError] for a type or version from the future, and with another
-// error for bytes that are no fact at all.
+// error for bytes that are no fact at all. The strings of a fact may be parts of
+// one copy of its body: who keeps one of them for long clones it.
 func Decode(body []byte) (Envelope, error) {
 	if e, ok := scanEnvelope(body); ok {
 		return e, nil

@@ -17,6 +17,7 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -243,8 +244,11 @@ func (r *Ring) apply(rec events.Record) {
 		r.rootLast = rec.Sequence
 	}
 	before := domain.State{Keyspace: r.Keyspace(e.Keyspace)}
+	var o *ownerEntry
 	if e.Owner != "" {
-		before.Owner = r.Owner(e.Keyspace, e.Owner)
+		if o = r.findOwner(e.Keyspace, e.Owner); o != nil {
+			before.Owner = o.owner.Load()
+		}
 	}
 	var at *entry
 	if e.Key != "" {
@@ -264,14 +268,19 @@ func (r *Ring) apply(rec events.Record) {
 		r.storeKeyspace(after.Keyspace)
 	}
 	if after.Owner != before.Owner {
-		o := r.ownerEntry(e.Keyspace, e.Owner)
+		if before.Owner == nil || before.Owner.Version != after.Owner.Version {
+			pack(&after.Owner.Keyspace, &after.Owner.ID, &after.Owner.Name, &after.Owner.Plan)
+		}
+		if o == nil {
+			o = r.ownerEntry(after.Owner.Keyspace, after.Owner.ID)
+		}
 		o.owner.Store(after.Owner)
 		if d, ok := e.Data.(events.OwnerKeyAdmitted); ok {
-			o.admitted, o.admittedAt = d.Key, rec.Sequence
+			o.admitted, o.admittedAt = strings.Clone(d.Key), rec.Sequence
 		}
 	}
 	if after.Key != before.Key {
-		r.storeKey(at, before.Key, after.Key)
+		r.storeKey(at, o, before.Key, after.Key)
 	}
 }
 
@@ -284,12 +293,18 @@ func (r *Ring) storeKeyspace(k *domain.Keyspace) {
 	}
 }
 
-func (r *Ring) storeKey(at *entry, before, after *domain.Key) {
+// storeKey takes the entries of the key and its owner where there are any.
+func (r *Ring) storeKey(at *entry, o *ownerEntry, before, after *domain.Key) {
 	if before == nil || before.Grant != after.Grant {
 		after.Grant = r.shared.grant(after.Grant)
 	}
 	if before == nil || before.Name != after.Name || before.First != after.First || before.Last != after.Last {
 		pack(&after.ID, &after.Name, &after.First, &after.Last)
+	} else {
+		after.Name, after.First, after.Last = before.Name, before.First, before.Last
+	}
+	if after.More != nil && (before == nil || before.More != after.More) {
+		own(after.More)
 	}
 	if at != nil {
 		// The state first: whoever finds the new secret must find the key that has it.
@@ -299,7 +314,10 @@ func (r *Ring) storeKey(at *entry, before, after *domain.Key) {
 		at.key.Store(after)
 		r.storeID(after.ID, at)
 	}
-	r.ownerEntry(after.Keyspace, after.Owner).count(at, before, after)
+	if o == nil {
+		o = r.ownerEntry(after.Keyspace, after.Owner)
+	}
+	o.count(at, before, after)
 	if before == nil || before.Hash != after.Hash {
 		r.storeSecret(secretID{after.Keyspace, after.Hash}, at)
 	}
@@ -376,6 +394,7 @@ func (r *Ring) remember(rec events.Record) {
 		return
 	}
 	d := Done{which, what, rec.Event.Keyspace, rec.Event.Owner, rec.Event.Key, rec.Sequence, rec.Event.Time}
+	pack(&d.Which, &d.What, &d.Keyspace, &d.Owner, &d.Key)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for len(r.recent) > 0 && r.recent[0].Time < oldest {
@@ -384,7 +403,7 @@ func (r *Ring) remember(rec events.Record) {
 		}
 		r.recent = r.recent[1:]
 	}
-	r.commands[which] = d
+	r.commands[d.Which] = d
 	r.recent = append(r.recent, d)
 }
 

@@ -58,6 +58,12 @@ func (s *shared) find(g *domain.Grant) *domain.Grant {
 	if old := s.grants[key]; old != nil {
 		return old
 	}
+	pack(&g.Owner, &g.Role)
+	g.Resources = cloned(g.Resources)
+	if g.For != nil {
+		g.For = new(*g.For)
+		pack(&g.For.Keyspace, &g.For.Owner)
+	}
 	for _, t := range []*string{&g.Keyspace, &g.Environment, &g.Plan, &g.CreatedBy.Type, &g.CreatedBy.ID} {
 		*t = s.text(*t)
 	}
@@ -68,7 +74,11 @@ func (s *shared) find(g *domain.Grant) *domain.Grant {
 		if old, ok := s.limits[limits]; ok {
 			g.Limits = old
 		} else {
-			s.limits[limits] = g.Limits
+			own := make(events.Limits, len(g.Limits))
+			for window, n := range g.Limits {
+				own[strings.Clone(window)] = n
+			}
+			g.Limits, s.limits[limits] = own, own
 		}
 	}
 	s.grants[key] = g
@@ -79,6 +89,7 @@ func (s *shared) text(t string) string {
 	if old, ok := s.texts[t]; ok {
 		return old
 	}
+	t = strings.Clone(t)
 	s.texts[t] = t
 	return t
 }
@@ -91,8 +102,32 @@ func (s *shared) list(list []string) []string {
 	if old, ok := s.lists[key]; ok {
 		return old
 	}
+	list = cloned(list)
 	s.lists[key] = list
 	return list
+}
+
+// The strings of a record are parts of its body. What the ring keeps of it is
+// copied, by the functions that follow or by pack, so that no body is kept.
+
+func cloned(list []string) []string {
+	list = slices.Clone(list)
+	for i, t := range list {
+		list[i] = strings.Clone(t)
+	}
+	return list
+}
+
+// own makes what few keys have independent of the record it came with.
+func own(m *domain.More) {
+	m.RevokeReason = strings.Clone(m.RevokeReason)
+	if m.Meta != nil {
+		meta := make(map[string]string, len(m.Meta))
+		for name, value := range m.Meta {
+			meta[strings.Clone(name)] = strings.Clone(value)
+		}
+		m.Meta = meta
+	}
 }
 
 // limitsKey writes limits so that different ones differ. Sorting their names
