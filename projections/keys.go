@@ -79,9 +79,13 @@ func (Keys) Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) error {
 
 // load fills in those that have rows.
 func load(ctx context.Context, tx pgx.Tx, keys map[string]*domain.Key, owners map[ownerID]*domain.Owner, spaces map[string]*domain.Keyspace) error {
+	ids, err := mayBeStored(ctx, tx, `select max(id) from keys_v1`, keys)
+	if err != nil {
+		return err
+	}
 	var b pgx.Batch
-	if len(keys) > 0 {
-		b.Queue(`select * from keys_v1 where id = any($1)`, slices.Sorted(maps.Keys(keys))).Query(func(rows pgx.Rows) error {
+	if len(ids) > 0 {
+		b.Queue(`select * from keys_v1 where id = any($1)`, ids).Query(func(rows pgx.Rows) error {
 			found, err := pgx.CollectRows(rows, pgx.RowToStructByName[keyRow])
 			for i := range found {
 				k := found[i].key()
@@ -118,6 +122,25 @@ func load(ctx context.Context, tx pgx.Tx, keys map[string]*domain.Key, owners ma
 		return nil
 	}
 	return tx.SendBatch(ctx, &b).Close()
+}
+
+// mayBeStored are the ids, in order, of those keys that are worth a look: ids
+// begin with the time they were made, so most new ones are above the greatest
+// that has a row. A few are looked up in less time than it takes to ask for that.
+func mayBeStored(ctx context.Context, tx pgx.Tx, greatest string, keys map[string]*domain.Key) ([]string, error) {
+	ids := slices.Sorted(maps.Keys(keys))
+	if len(ids) < worthCopying {
+		return ids, nil
+	}
+	var last *string
+	if err := tx.QueryRow(ctx, greatest).Scan(&last); err != nil {
+		return nil, err
+	}
+	if last == nil {
+		return nil, nil
+	}
+	n, _ := slices.BinarySearch(ids, *last+"\x00")
+	return ids[:n], nil
 }
 
 func store(ctx context.Context, tx pgx.Tx, keys map[string]*domain.Key, stored map[string]bool, owners map[ownerID]*domain.Owner, spaces map[string]*domain.Keyspace, documents map[string]json.RawMessage) error {

@@ -59,12 +59,16 @@ func voidOf(ctx context.Context, tx pgx.Tx, batch []events.Record) ([]bool, erro
 			return nil, fmt.Errorf("%s does not belong in %s", e.Type, r.Stream)
 		}
 	}
+	known, err := mayBeStored(ctx, tx, `select max(key) from ledger_v1 where key <> ''`, keys)
+	if err != nil {
+		return nil, err
+	}
 	var b pgx.Batch
 	var id, keyspace, owner string
 	var version int64
 	b.Queue(`select w.id, l.keyspace, l.owner, l.key_version from unnest($1::text[]) w(id), lateral (
 			select keyspace, owner, key_version from ledger_v1 where key = w.id and key <> '' and not void order by sequence desc limit 1) l`,
-		slices.Sorted(maps.Keys(keys))).Query(func(rows pgx.Rows) error {
+		known).Query(func(rows pgx.Rows) error {
 		_, err := pgx.ForEachRow(rows, []any{&id, &keyspace, &owner, &version}, func() error {
 			keys[id] = &domain.Key{ID: id, Grant: &domain.Grant{Keyspace: keyspace, Owner: owner}, Version: uint32(version)}
 			return nil
