@@ -113,6 +113,7 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+	go debug.FreeOSMemory() // what reading a long history took
 	n.recorder = verify.NewRecorder(n.ledger, n.seal, c.Name, verify.RecorderOptions{Log: c.Log})
 	n.verifier = verify.New(n.ring, n.recorder, verify.Options{
 		Head:        func(ctx context.Context) (uint64, error) { return n.ledger.Head(ctx, events.Ledger) },
