@@ -13,6 +13,7 @@ import (
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/internal/testenv"
 )
 
@@ -162,13 +163,26 @@ func BenchmarkMillion(b *testing.B) {
 	if testing.Short() {
 		n = 20_000
 	}
-	server := testenv.NATS(b)
-	l, err := ledger.Open(b.Context(), testenv.Conn(b, server), ledger.Options{AllowUnverifiedSync: true})
+	// Another server than the one that reads writes them, as it would have
+	// been before a start.
+	dir := b.TempDir()
+	writer, err := embedded.StartNATS(embedded.NATSConfig{Dir: dir, NoSync: true})
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { l.Close() })
-	fill(b, l, n)
+	defer writer.Shutdown()
+	open := func(server *embedded.NATS) *ledger.Ledger {
+		l, err := ledger.Open(b.Context(), testenv.Conn(b, server), ledger.Options{AllowUnverifiedSync: true})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { l.Close() })
+		return l
+	}
+	fill(b, open(writer), n)
+	writer.Shutdown()
+	l := open(testenv.NATS(b, testenv.InDir(dir)))
+	debug.FreeOSMemory()
 	defer debug.SetGCPercent(debug.SetGCPercent(400)) // as the program does while it starts
 	b.ResetTimer()
 	for range b.N {
