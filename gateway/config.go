@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/verify/inbound"
 )
 
 // Config is a gateway's file, in YAML or JSON. Only routes are needed.
@@ -98,7 +99,7 @@ func (c *Config) Validate() error {
 	if c.Audit != "" && c.Audit != AuditAsync && c.Audit != AuditStrict {
 		problems = append(problems, fmt.Errorf("audit: %q is not known: write async or strict", c.Audit))
 	}
-	_, err = parseTrusted(c.TrustedProxies)
+	_, err = inbound.ParseProxies(c.TrustedProxies)
 	return errors.Join(append(problems, err)...)
 }
 
@@ -217,37 +218,4 @@ func hostOnly(host string) string {
 		return h
 	}
 	return strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
-}
-
-// climbs says whether some server would read the path as one above its root,
-// which is outside the prefix that was stripped or the base of the upstream.
-func climbs(path string) bool {
-	if !strings.Contains(path, "..") && !strings.Contains(path, "%2e") && !strings.Contains(path, "%2E") && !strings.Contains(path, "%25") {
-		return false
-	}
-	for range 3 {
-		depth := 0
-		for _, segment := range strings.FieldsFunc(path, func(c rune) bool { return c == '/' || c == '\\' }) {
-			segment, _, _ = strings.Cut(segment, ";")
-			switch segment {
-			case ".":
-			case "..":
-				if depth--; depth < 0 {
-					return true
-				}
-			default:
-				depth++
-			}
-		}
-		path = unescape(path)
-	}
-	return false
-}
-
-// unescape decodes a path; one that cannot be is left as it is.
-func unescape(path string) string {
-	if decoded, err := url.PathUnescape(path); err == nil {
-		return decoded
-	}
-	return path
 }

@@ -19,16 +19,13 @@ package gateway
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -37,6 +34,7 @@ import (
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/verify"
+	"github.com/keyledger/keyledger/verify/inbound"
 )
 
 // via is how the ledger calls this way in.
@@ -47,7 +45,7 @@ const via = "gateway"
 type Gateway struct {
 	verifier  *verify.Verifier
 	recorder  *verify.Recorder
-	trusted   trustedProxies
+	trusted   inbound.Proxies
 	strict    bool
 	auditTime time.Duration
 	log       *slog.Logger
@@ -66,7 +64,7 @@ func New(c Config, verifier *verify.Verifier, recorder *verify.Recorder, log *sl
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	trusted, err := parseTrusted(c.TrustedProxies)
+	trusted, err := inbound.ParseProxies(c.TrustedProxies)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +138,7 @@ type exchange struct {
 	begun     time.Time
 	route     *route
 	path      string // escaped, after the prefix was stripped: what is judged, recorded and sent on
-	client    client
+	client    inbound.Client
 	requestID string
 	keyspace  *domain.Keyspace
 	body      *duplex // nil where there is none, or no need
@@ -161,40 +159,31 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("X-Request-Id", x.requestID)
 	var ok bool
 	if x.route, x.path, ok = g.find(r); !ok {
-		g.problem(w, r, x, http.StatusNotFound, "NO_ROUTE", "No API answers here.")
+		inbound.Problem(w, r, x.requestID, http.StatusNotFound, "NO_ROUTE", "No API answers here.")
 		return
 	}
-	if climbs(x.path) {
-		g.problem(w, r, x, http.StatusBadRequest, "BAD_PATH", "The path leads above its root.")
+	if inbound.Climbs(x.path) {
+		inbound.Problem(w, r, x.requestID, http.StatusBadRequest, "BAD_PATH", "The path leads above its root.")
 		return
 	}
 	if x.keyspace = g.verifier.Keyspace(x.route.Keyspace); x.keyspace == nil {
-		g.problem(w, r, x, http.StatusNotFound, "NO_KEYSPACE", "The API that answers here is not configured yet.")
+		inbound.Problem(w, r, x.requestID, http.StatusNotFound, "NO_KEYSPACE", "The API that answers here is not configured yet.")
 		return
 	}
-	x.client = g.trusted.clientOf(r)
-	if r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" {
+	x.client = g.trusted.Client(r)
+	if inbound.IsPreflight(r) {
 		g.forward(w, r, x)
 		return
 	}
-	x.request = domain.Request{
-		Keyspace:     x.route.Keyspace,
-		Credential:   r.Header.Values(x.keyspace.Document.Credential.Header),
-		Method:       r.Method,
-		Path:         x.path,
-		TLS:          &x.client.tls,
-		ContentType:  new(r.Header.Get("Content-Type")),
-		Origin:       new(strings.Join(r.Header.Values("Origin"), ", ")),
-		IP:           x.client.ip,
-		Environments: x.route.Environments,
-	}
+	x.request = inbound.Request(r, x.keyspace, &x.client, x.path)
+	x.request.Environments = x.route.Environments
 	x.decision = g.verifier.Verify(x.request)
 	if k := x.decision.Keyspace; k != nil {
 		x.keyspace = k
 	}
 	x.use = verify.Use{Via: via, RequestID: x.requestID, UserAgent: r.UserAgent(), CostMicros: x.keyspace.Cost.PerRequest}
 	if !x.decision.Valid {
-		refuse(w, r, x.decision.Answer(&x.request, x.requestID))
+		inbound.Refuse(w, r, x.decision.Answer(&x.request, x.requestID))
 		return
 	}
 	if g.strict {
@@ -202,14 +191,14 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err := g.verifier.RecordDurably(ctx, &x.decision, &x.request, x.use)
 		stop()
 		if err != nil {
-			refuse(w, r, x.decision.AnswerAs(domain.CodeAuditUnavailable, &x.request, x.requestID))
+			inbound.Refuse(w, r, x.decision.AnswerAs(domain.CodeAuditUnavailable, &x.request, x.requestID))
 			return
 		}
 		x.recorded = true
 	}
 	if p := x.keyspace.PublicRoute(r.Method, x.path); p != nil && p.Status != 0 {
 		g.finish(x, p.Status, "")
-		allowOrigin(w.Header(), r)
+		inbound.AllowOrigin(w.Header(), r)
 		if len(p.Body) > 0 {
 			w.Header().Set("Content-Type", "application/json")
 		}
@@ -257,7 +246,7 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	x := of(p.In)
 	p.Out.URL.Scheme, p.Out.URL.Host, p.Out.Host = x.route.upstream.Scheme, x.route.upstream.Host, ""
 	p.Out.URL.RawPath = x.route.upstream.EscapedPath() + x.path
-	p.Out.URL.Path = unescape(p.Out.URL.RawPath)
+	p.Out.URL.Path = inbound.Unescape(p.Out.URL.RawPath)
 	p.Out.URL.RawQuery = p.In.URL.RawQuery // whole, also what Go would not parse
 	p.Out.Trailer = nil
 
@@ -274,9 +263,9 @@ func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
 	}
 	h["X-Key-Id"], h["X-Key-Owner"], h["X-Key-Scopes"], h["X-Key-Environment"] = []string{id}, []string{owner}, []string{scopes}, []string{environment}
 	h["X-Request-Id"] = []string{x.requestID}
-	h["X-Forwarded-For"] = []string{x.client.chain}
+	h["X-Forwarded-For"] = []string{x.client.Chain}
 	h["X-Forwarded-Host"] = []string{p.In.Host}
-	h["X-Forwarded-Proto"] = []string{x.client.scheme()}
+	h["X-Forwarded-Proto"] = []string{x.client.Scheme()}
 }
 
 // isOurs says whether a header may come from nobody but the gateway. An
@@ -316,7 +305,7 @@ func (g *Gateway) answered(res *http.Response) error {
 		cost = res.Header.Get(name)
 	}
 	g.finish(x, res.StatusCode, cost)
-	tellRoom(res.Header, &x.decision)
+	inbound.TellRoom(res.Header, &x.decision)
 	if res.StatusCode != http.StatusSwitchingProtocols {
 		x.body.begin()
 	}
@@ -341,57 +330,8 @@ func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	g.log.Warn("upstream failed", "keyspace", x.route.Keyspace, "upstream", x.route.upstream.Redacted(), "request_id", x.requestID, "status", status, "error", err)
 	g.finish(x, status, "")
-	tellRoom(w.Header(), &x.decision)
-	g.problem(w, r, x, status, code, message)
-}
-
-// tellRoom says on the answer to an admitted request how much room its limits
-// leave, in place of what the upstream may have said of its own.
-func tellRoom(h http.Header, d *verify.Decision) {
-	var room [5]domain.Header
-	for _, line := range d.RateHeaders(room[:0]) {
-		h.Set(line.Name, line.Value)
-	}
-}
-
-// refuse sends a rendered refusal.
-func refuse(w http.ResponseWriter, r *http.Request, a domain.Rendered) {
-	h := w.Header()
-	for _, line := range a.Headers {
-		h.Add(line.Name, line.Value)
-	}
-	h.Set("Content-Length", strconv.Itoa(len(a.Body)))
-	allowOrigin(h, r)
-	w.WriteHeader(a.Status)
-	_, _ = w.Write(a.Body)
-}
-
-// problem answers what no keyspace has an answer for (RFC 9457).
-func (g *Gateway) problem(w http.ResponseWriter, r *http.Request, x *exchange, status int, code, detail string) {
-	body, err := json.Marshal(map[string]any{
-		"type": "about:blank", "title": http.StatusText(status), "status": status, "detail": detail, "code": code, "request_id": x.requestID,
-	})
-	if err != nil {
-		panic(err) // strings and a number
-	}
-	refuse(w, r, domain.Rendered{Status: status, Headers: []domain.Header{{Name: "Content-Type", Value: "application/problem+json"}}, Body: body})
-}
-
-// allowOrigin lets the page that asked read an answer of the gateway's own, whatever
-// the upstream would allow: it says no more than that this request was refused.
-func allowOrigin(h http.Header, r *http.Request) {
-	origin := r.Header.Get("Origin")
-	if origin == "" {
-		return
-	}
-	h.Add("Vary", "Origin")
-	if h.Get("Access-Control-Allow-Origin") != "" {
-		return
-	}
-	exposed := slices.DeleteFunc(slices.Sorted(maps.Keys(h)), func(name string) bool { return name == "Vary" })
-	h.Set("Access-Control-Allow-Origin", origin)
-	h.Set("Access-Control-Allow-Credentials", "true")
-	h.Set("Access-Control-Expose-Headers", strings.Join(exposed, ", "))
+	inbound.TellRoom(w.Header(), &x.decision)
+	inbound.Problem(w, r, x.requestID, status, code, message)
 }
 
 // buffers are what bodies are copied through.

@@ -1,4 +1,4 @@
-package gateway
+package inbound
 
 import (
 	"errors"
@@ -8,11 +8,13 @@ import (
 	"strings"
 )
 
-// trustedProxies are the networks whose forwarding headers are believed.
-type trustedProxies []netip.Prefix
+// Proxies are the networks whose forwarding headers are believed.
+type Proxies []netip.Prefix
 
-func parseTrusted(list []string) (trustedProxies, error) {
-	var networks trustedProxies
+// ParseProxies reads addresses and networks, as in the setting trusted_proxies. It
+// fails with every entry that is neither.
+func ParseProxies(list []string) (Proxies, error) {
+	var networks Proxies
 	var problems []error
 	for i, s := range list {
 		if a, err := netip.ParseAddr(s); err == nil {
@@ -27,7 +29,7 @@ func parseTrusted(list []string) (trustedProxies, error) {
 	return networks, errors.Join(problems...)
 }
 
-func (t trustedProxies) has(a netip.Addr) bool {
+func (t Proxies) has(a netip.Addr) bool {
 	for _, n := range t {
 		if n.Contains(a) {
 			return true
@@ -36,55 +38,57 @@ func (t trustedProxies) has(a netip.Addr) bool {
 	return false
 }
 
-// client is where a request comes from.
-type client struct {
-	ip    string // without port; empty where the connection has no address
-	tls   bool
-	chain string // X-Forwarded-For for the upstream
+// Client is where a request comes from.
+type Client struct {
+	IP    string // without port; empty where the connection has no address
+	TLS   bool
+	Chain string // X-Forwarded-For for an upstream
 }
 
-func (c *client) scheme() string {
-	if c.tls {
+// Scheme is https or http.
+func (c *Client) Scheme() string {
+	if c.TLS {
 		return "https"
 	}
 	return "http"
 }
 
-// clientOf finds the client behind trusted proxies: X-Forwarded-For is read from
+// Client finds the client behind trusted proxies: X-Forwarded-For is read from
 // the right, where the nearest proxy wrote, and the first address that is not a
 // trusted proxy's is the client. What stands left of it anybody may have written.
 // An entry that is no address ends the reading at the proxy that passed it on.
 //
 // TLS counts when every value of X-Forwarded-Proto says https: a forged value
-// can then take it away and never give it.
-func (t trustedProxies) clientOf(r *http.Request) client {
-	c := client{tls: r.TLS != nil, chain: "unknown"}
+// can then take it away and never give it. No other header is believed, Forwarded
+// (RFC 7239) neither: a proxy that does not know it passes on what the client wrote.
+func (t Proxies) Client(r *http.Request) Client {
+	c := Client{TLS: r.TLS != nil, Chain: "unknown"}
 	peer := address(r.RemoteAddr)
 	if !peer.IsValid() {
 		return c
 	}
-	c.ip, c.chain = peer.String(), peer.String()
+	c.IP, c.Chain = peer.String(), peer.String()
 	if !t.has(peer) {
 		return c
 	}
 	if proto := r.Header.Values("X-Forwarded-Proto"); len(proto) > 0 {
-		c.tls = true
+		c.TLS = true
 		for _, p := range strings.Split(strings.Join(proto, ","), ",") {
-			c.tls = c.tls && strings.EqualFold(strings.TrimSpace(p), "https")
+			c.TLS = c.TLS && strings.EqualFold(strings.TrimSpace(p), "https")
 		}
 	}
 	forwarded := strings.Join(r.Header.Values("X-Forwarded-For"), ", ")
 	if forwarded == "" {
 		return c
 	}
-	c.chain = forwarded + ", " + c.ip
+	c.Chain = forwarded + ", " + c.IP
 	hops := strings.Split(forwarded, ",")
 	for i := len(hops) - 1; i >= 0; i-- {
 		a := address(strings.TrimSpace(hops[i]))
 		if !a.IsValid() {
 			return c
 		}
-		c.ip = a.String()
+		c.IP = a.String()
 		if !t.has(a) {
 			return c
 		}

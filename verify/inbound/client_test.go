@@ -1,4 +1,4 @@
-package gateway
+package inbound
 
 import (
 	"net/http/httptest"
@@ -7,8 +7,8 @@ import (
 
 // X-Forwarded-For is read from the right and only as far as trusted proxies
 // wrote it.
-func TestClientOf(t *testing.T) {
-	trusted, err := parseTrusted([]string{"10.0.0.0/8", "2001:db8:1::/48", "127.0.0.1"})
+func TestClient(t *testing.T) {
+	trusted, err := ParseProxies([]string{"10.0.0.0/8", "2001:db8:1::/48", "127.0.0.1"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,8 +37,8 @@ func TestClientOf(t *testing.T) {
 		r := httptest.NewRequest("GET", "/", nil)
 		r.RemoteAddr = c.peer
 		r.Header["X-Forwarded-For"], r.Header["X-Forwarded-Proto"] = c.forwarded, c.proto
-		if got := trusted.clientOf(r); got.ip != c.ip || got.tls != c.tls {
-			t.Errorf("%s: %q TLS %v, want %q TLS %v", c.name, got.ip, got.tls, c.ip, c.tls)
+		if got := trusted.Client(r); got.IP != c.ip || got.TLS != c.tls {
+			t.Errorf("%s: %q TLS %v, want %q TLS %v", c.name, got.IP, got.TLS, c.ip, c.tls)
 		}
 	}
 }
