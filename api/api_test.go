@@ -479,6 +479,7 @@ func TestLookup(t *testing.T) {
 		"its first characters":      {"first": now[:12]},
 		"more of them than is kept": {"first": now[:20], "last": now[len(now)-10:]},
 		"its last characters":       {"last": now[len(now)-4:]},
+		"those of one in its grace": {"last": secret[len(secret)-4:]},
 	} {
 		q["keyspace"] = "pb"
 		b, _ := json.Marshal(q)

@@ -448,8 +448,9 @@ func (a *API) lookupKeys(ctx context.Context, in *lookupInput) (*keysOutput, err
 		}
 	}
 	out := &keysOutput{Keys{Keys: []Key{}}}
+	now := events.At(time.Now())
 	for k := range a.candidates(q, authority) {
-		if k.Deleted() || !authority.Reaches(k.Keyspace, k.Owner) || !matches(k, q) {
+		if k.Deleted() || !authority.Reaches(k.Keyspace, k.Owner) || !matches(k, q, now) {
 			continue
 		}
 		if out.Body.Keys = append(out.Body.Keys, a.view(ctx, k)); len(out.Body.Keys) == maxFound {
@@ -487,18 +488,25 @@ func (a *API) candidates(q LookupRequest, authority domain.Authority) func(func(
 	}
 }
 
-// matches compares what is asked with what was kept; where nothing was kept
-// nothing can be compared.
-func matches(k *domain.Key, q LookupRequest) bool {
-	compared := q.Secret != ""
-	if q.First != "" && k.First != "" {
-		if !strings.HasPrefix(q.First, k.First) && !strings.HasPrefix(k.First, q.First) {
+// matches compares what is asked with what was kept of a key's secrets that work;
+// where nothing was kept nothing can be compared.
+func matches(k *domain.Key, q LookupRequest, now events.Time) bool {
+	if q.Secret != "" || shows(q, k.First, k.Last) {
+		return true
+	}
+	return k.More != nil && slices.ContainsFunc(k.Earlier, func(e domain.Earlier) bool { return now < e.Until && shows(q, e.First, e.Last) })
+}
+
+func shows(q LookupRequest, first, last string) bool {
+	compared := false
+	if q.First != "" && first != "" {
+		if !strings.HasPrefix(q.First, first) && !strings.HasPrefix(first, q.First) {
 			return false
 		}
 		compared = true
 	}
-	if q.Last != "" && k.Last != "" {
-		if !strings.HasSuffix(q.Last, k.Last) && !strings.HasSuffix(k.Last, q.Last) {
+	if q.Last != "" && last != "" {
+		if !strings.HasSuffix(q.Last, last) && !strings.HasSuffix(last, q.Last) {
 			return false
 		}
 		compared = true

@@ -166,7 +166,7 @@ func changed(k *Key, e events.Envelope) {
 		if d.EndGrace {
 			endGraces(more.Earlier, e.Time)
 		}
-		more.Earlier = append(more.Earlier, Earlier{k.Hash, until})
+		more.Earlier = append(more.Earlier, Earlier{k.Hash, until, k.First, k.Last})
 		more.RotatedAt = e.Time
 		k.Hash, k.First, k.Last = parseHash(d.Secret.SHA256), d.Secret.First, d.Secret.Last
 	case events.KeyGraceEnded:

@@ -79,6 +79,8 @@ type More struct {
 type Earlier struct {
 	Hash  [32]byte
 	Until events.Time
+	First string // shown characters
+	Last  string
 }
 
 // Owner is the customer's organization or project that keys belong to.

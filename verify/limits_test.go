@@ -99,8 +99,14 @@ func TestLimits(t *testing.T) {
 		t.Errorf("%+v, %v", refused, err)
 	}
 	verify(own, domain.CodeValid, "hour 1/2 3600s")
+	// A public route needs no credential; one that is presented is judged, limits
+	// included.
 	health := owl(first)
 	health.Path = "/health"
+	if d := w.Verifier.Verify(health); d.Code != domain.CodeRateLimited {
+		t.Errorf("a public route with a key that is limited: %s %v", d.Code, d.Limits)
+	}
+	health.Credential = nil
 	for range 5 {
 		if d := w.Verifier.Verify(health); d.Code != domain.CodeValid || d.Limits != nil {
 			t.Errorf("a public route: %s %v", d.Code, d.Limits)
@@ -139,7 +145,7 @@ func TestLimits(t *testing.T) {
 			}
 		}
 	}
-	if limited != 3 || drawn != 2 {
+	if limited != 4 || drawn != 2 {
 		t.Errorf("%d refusals and %d drawn are recorded", limited, drawn)
 	}
 }

@@ -170,9 +170,6 @@ func (v *Verifier) decide(req *domain.Request, d *Decision, now time.Time) domai
 	if code := d.Keyspace.JudgeKey(req, secret, hash, d.Key, d.Owner, events.At(d.Time)); code != domain.CodeValid {
 		return code
 	}
-	if d.Keyspace.PublicRoute(req.Method, req.Path) != nil {
-		return domain.CodeValid // it needs no key, so it costs a key nothing
-	}
 	// Last of all, because what is refused for any other reason consumes nothing.
 	return v.draw(d, 1)
 }
