@@ -252,7 +252,7 @@ func TestSkipped(t *testing.T) {
 
 func TestSecretState(t *testing.T) {
 	now := events.At(noon)
-	k := &Key{Hash: HashSecret("now"), More: &More{Earlier: []Earlier{{HashSecret("long ago"), now - 1}, {HashSecret("before"), now + 1}}}}
+	k := &Key{Hash: HashSecret("now"), More: &More{Earlier: []Earlier{{Hash: HashSecret("long ago"), Until: now - 1}, {Hash: HashSecret("before"), Until: now + 1}}}}
 	for secret, want := range map[string][2]string{"now": {"current", ""}, "before": {"previous", ""}, "long ago": {"previous", "SUPERSEDED"}, "never": {"", "UNKNOWN_KEY"}} {
 		if which, code := k.SecretState(HashSecret(secret), now); which != want[0] || string(code) != want[1] {
 			t.Errorf("%s is %s, %s; want %v", secret, which, code, want)
