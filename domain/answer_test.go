@@ -150,24 +150,3 @@ func TestAnswersAreEscaped(t *testing.T) {
 		}
 	}
 }
-
-func FuzzAnswer(f *testing.F) {
-	f.Add("${code}", "acme", "req_1", int64(3))
-	f.Add("a ${owner} ${scopes_required} b", "\"\\\x00", "\r\n", int64(-1))
-	f.Add("${", "}", "${", int64(0))
-	f.Fuzz(func(t *testing.T, template, owner, id string, n int64) {
-		d, err := ParseDocument([]byte(small + "answers: {default: {message: " + string(quote(template)) + ", headers: {X-A: " + string(quote(template)) + "}, body: [" + string(quote(template)) + ", {a: " + string(quote("x"+template)) + "}]}}"))
-		if err != nil {
-			return
-		}
-		a := Compile(d, 1).Answer(CodeRevoked, AnswerContext{Owner: owner, RequestID: id, RetryAfter: n, Limits: events.Limits{"day": n}, ScopesRequired: []string{owner, id}, Plan: id})
-		if !json.Valid(a.Body) {
-			t.Errorf("no JSON: %s", a.Body)
-		}
-		for _, h := range a.Headers {
-			if strings.ContainsAny(h.Value, "\r\n\x00") {
-				t.Errorf("header %q", h.Value)
-			}
-		}
-	})
-}

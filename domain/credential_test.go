@@ -55,21 +55,3 @@ func TestCredential(t *testing.T) {
 		})
 	}
 }
-
-func FuzzCredential(f *testing.F) {
-	for _, s := range []string{"", "Bearer a_1", "bearer a", "Bearer  a", "Bearer a,b", "Bearer\ta", "\x00", "Bearer \u212a"} {
-		f.Add(s, "", 1)
-		f.Add(s, s, 2)
-	}
-	k := withScheme("Bearer")
-	f.Fuzz(func(t *testing.T, a, b string, n int) {
-		values := []string{a, b}[:max(0, min(n, 2))]
-		secret, code := k.Credential(values)
-		switch {
-		case code == "" && (len(values) != 1 || !strings.EqualFold(a, "Bearer "+secret) || strings.ContainsAny(secret, " \t\r\n,\x00") || secret == ""):
-			t.Errorf("%q gives the secret %q", values, secret)
-		case code != "" && secret != "":
-			t.Errorf("%q is %s and gives a secret", values, code)
-		}
-	})
-}

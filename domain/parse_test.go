@@ -351,39 +351,6 @@ func TestDurationRoundTrip(t *testing.T) {
 	})
 }
 
-func FuzzParseDocument(f *testing.F) {
-	f.Add([]byte(small))
-	f.Add([]byte(example))
-	f.Add(file(f, "bad.yaml"))
-	f.Add([]byte(`{"keyspace":"a","format":{"prefixes":{"live":"a_"},"length":30}}`))
-	f.Add([]byte("a: &a [*a]"))
-	f.Add([]byte("? [a]\n: b"))
-	f.Add([]byte("{a, b: , c}"))
-	f.Add([]byte(strings.Repeat("[", 5000)))
-	f.Fuzz(func(t *testing.T, source []byte) {
-		d, err := ParseDocument(source)
-		if err != nil {
-			if bad, ok := errors.AsType[*DocumentError](err); !ok || len(bad.Problems) == 0 {
-				t.Fatalf("refused without a problem: %v", err)
-			}
-			return
-		}
-		again, err := ParseDocument(d.JSON())
-		if err != nil {
-			t.Fatalf("%s: %v", d.JSON(), err)
-		}
-		if !bytes.Equal(d.JSON(), again.JSON()) {
-			t.Fatalf("%s became %s", d.JSON(), again.JSON())
-		}
-		k := Compile(d, 1)
-		for _, code := range Codes() {
-			if b := k.Answer(code, AnswerContext{Plan: d.DefaultPlan}).Body; code != CodeValid && !json.Valid(b) {
-				t.Fatalf("the answer to %s is no JSON: %s", code, b)
-			}
-		}
-	})
-}
-
 func Example_problem() {
 	_, err := ParseDocument([]byte("keyspace: small\nformat: {prefixes: {live: sm_}, lenght: 24}\n"))
 	fmt.Println(err)

@@ -1,7 +1,6 @@
 package domain
 
 import (
-	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -155,37 +154,4 @@ func TestResourceIn(t *testing.T) {
 	if got, ok := k.OwnerIn("/v1/orgs/acme/parcels"); got != "acme" || !ok {
 		t.Errorf("the owner is %q", got)
 	}
-}
-
-// Whatever a path looks like, reading it ends, and its own plain form needs no
-// more than it does.
-func FuzzRoute(f *testing.F) {
-	for _, path := range spellings {
-		f.Add("GET", path)
-	}
-	f.Add("", "")
-	f.Add("*", "%")
-	f.Add("HEAD", strings.Repeat("/..;%2f", 100))
-	k := Compile(&Document{Scopes: map[string]ScopeRules{
-		"a": {Routes: []string{"GET /v1/parcels/**", "* /a/*/b"}},
-		"b": {Routes: []string{"POST,PUT /v1/*"}},
-	}}, 1)
-	f.Fuzz(func(t *testing.T, method, path string) {
-		needs := k.ScopesFor(method, path)
-		// What the standard library makes of the path is one of its readings.
-		u, err := url.ParseRequestURI(path)
-		if err != nil || u.Opaque != "" || u.Host != "" || !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "?#") {
-			return
-		}
-		clean := u.JoinPath().Path
-		r := route{pattern: everything}
-		if !r.matches(method, clean) {
-			t.Errorf("** does not match %q", clean)
-		}
-		for j := range k.scopes {
-			if s := &k.scopes[j]; s.matches(method, clean) && !slices.Contains(needs, s.scope) {
-				t.Errorf("%s %q is served as %q and needs no %s", method, path, clean, s.scope)
-			}
-		}
-	})
 }
