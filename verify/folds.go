@@ -102,6 +102,9 @@ func (f *folds) deny(key *domain.Key, code domain.Code, path string, now time.Ti
 		d = s.denied[as]
 	}
 	if d == nil {
+		// A part of the request's text would keep all of it in memory, and a
+		// request line may have a megabyte.
+		as.endpoint = strings.Clone(as.endpoint)
 		d = &denied{keyspace: key.Keyspace, owner: key.Owner}
 		s.denied[as] = d
 		s.endpoints++
@@ -148,6 +151,7 @@ func (f *folds) reject(keyspace string, code domain.Code, source netip.Addr, now
 		fold = s.rejected[as]
 	}
 	if fold == nil {
+		as.keyspace = strings.Clone(keyspace) // as above: it may be a part of a body
 		fold = new(events.Fold)
 		s.rejected[as] = fold
 		if !as.overflow {
