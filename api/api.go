@@ -54,6 +54,10 @@ type Deps struct {
 	// AUDIT_UNAVAILABLE where it cannot be.
 	Durable bool
 
+	// Authz answers forward-auth, below /v1/authz/ and /v1/authz-answers/; nil:
+	// nobody does. It asks for the proxy's credential itself.
+	Authz http.Handler
+
 	Version string // of the program
 
 	// ClientIP is the address that a request came from, where allowed_ips of a
@@ -94,10 +98,10 @@ func New(d Deps) http.Handler {
 	return a
 }
 
-// ServeHTTP answers a request. The one call that there are thousands of in a
-// second goes the short way where that knows the answer.
+// ServeHTTP answers a request. The calls that there are thousands of in a second
+// go a short way where that knows the answer.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.URL.Path == "/v1/verify" && a.hotVerify(w, r) {
+	if r.URL.Path == "/v1/verify" && a.hotVerify(w, r) || a.hotAuthz(w, r) {
 		return
 	}
 	a.router.ServeHTTP(w, r)
@@ -140,6 +144,7 @@ func build(d Deps) *API {
 	a.imports()
 	a.rootKeys()
 	a.verification()
+	a.forwardAuth()
 	a.audit()
 	a.usage()
 	a.status()

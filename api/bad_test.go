@@ -251,6 +251,9 @@ func TestEveryRoute(t *testing.T) {
 			if len(op.Security) == 0 {
 				t.Errorf("%s asks for no credential", op.OperationID)
 			}
+			if strings.HasPrefix(path, "/v1/authz") { // its credential is another; see TestForwardAuth
+				continue
+			}
 			at := strings.NewReplacer("{ks}", "pb", "{owner}", "org_2", "{id}", theirs, "{name}", "keys_v1").Replace(path)
 			query := url.Values{}
 			for _, p := range op.Parameters {

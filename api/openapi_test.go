@@ -25,6 +25,7 @@ func TestOpenAPI(t *testing.T) {
 		"/v1/keyspaces", "/v1/keyspaces/{ks}", "/v1/keyspaces/{ks}/owners", "/v1/keyspaces/{ks}/owners/{owner}",
 		"/v1/keys", "/v1/keys/{id}", "/v1/keys/{id}/rotate", "/v1/keys/{id}/end-grace", "/v1/keys/{id}/revoke",
 		"/v1/keys/import", "/v1/keys/lookup", "/v1/root-keys", "/v1/verify", "/v1/limits/take", "/v1/uses",
+		"/v1/authz/{keyspace}", "/v1/authz-answers/{decision_id}",
 		"/v1/audit/events", "/v1/audit/tail", "/v1/analytics/usage", "/v1/status", "/v1/projections",
 	} {
 		if doc.Paths[path] == nil {
