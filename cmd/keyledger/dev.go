@@ -32,6 +32,7 @@ import (
 type devFlags struct {
 	stateDir, listen, gatewayListen, natsListen, postgresURL string
 	noSample, ephemeral, verbose                             bool
+	authz                                                    authzSettings
 }
 
 func (a *app) devCommand() *cobra.Command {
@@ -54,6 +55,7 @@ machine.`,
 	fl.StringVar(&f.listen, "listen", "127.0.0.1:7070", "address of the API")
 	fl.StringVar(&f.gatewayListen, "gateway-listen", "127.0.0.1:7071", "address of the gateway")
 	fl.StringVar(&f.natsListen, "nats-listen", "127.0.0.1:7072", "address of NATS for subscribers")
+	fl.StringVar(&f.authz.AuthzSocket, "authz-socket", "", "Unix socket that answers forward-auth without a token (default: none; the API answers it with X-Authz-Token)")
 	fl.StringVar(&f.postgresURL, "postgres-url", "", "use this PostgreSQL instead of a private one (a URL with a password belongs into KEYLEDGER_POSTGRES_URL)")
 	fl.BoolVar(&f.noSample, "no-sample", false, "leave out sample owners, keys and traffic")
 	fl.BoolVar(&f.ephemeral, "ephemeral", false, "keep nothing: use a temporary state directory and remove it at the end")
@@ -178,11 +180,21 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 		return err
 	}
 
-	servers := []*httpServer{
-		newServer("the API", apiListener, api.New(apiDeps(ctx, n))),
+	z, err := forwardAuth(n, gateway.Config{TrustedProxies: []string{"127.0.0.0/8", "::1/128"}})
+	if err != nil {
+		return err
+	}
+	servers, err := f.authz.servers(z)
+	if err != nil {
+		return err
+	}
+	deps := apiDeps(ctx, n)
+	deps.Authz = z
+	servers = append(servers,
+		newServer("the API", apiListener, api.New(deps)),
 		newServer("the gateway", gatewayListener, gw),
 		newServer("the demo upstream", upstream, demo.Handler()),
-	}
+	)
 	places := devPlaces{
 		API: "http://" + apiListener.Addr().String(), Gateway: "http://" + gatewayListener.Addr().String(),
 		NATS: "nats://" + natsAddr, Postgres: postgresURL, State: f.stateDir, RootKey: rootFile,

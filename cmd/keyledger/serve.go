@@ -38,7 +38,17 @@ func (a *app) serveCommand() *cobra.Command {
 					return err
 				}
 				n.config.Log.Info("serving the API", "address", l.Addr().String(), "sequence", n.ring.Sequence())
-				return serveAll(ctx, n.failed, newServer("the API", l, api.New(apiDeps(ctx, n))))
+				z, err := forwardAuth(n, s.Config)
+				if err != nil {
+					return err
+				}
+				proxies, err := s.servers(z)
+				if err != nil {
+					return err
+				}
+				deps := apiDeps(ctx, n)
+				deps.Authz = z
+				return serveAll(ctx, n.failed, append(proxies, newServer("the API", l, api.New(deps)))...)
 			})
 		},
 	}
@@ -55,8 +65,8 @@ func (a *app) gatewayCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if len(s.Routes) == 0 {
-				return usageError("the gateway has no routes: write them into the file that --config names")
+			if len(s.Routes) == 0 && s.AuthzListen == "" && s.AuthzSocket == "" {
+				return usageError("the gateway has no routes: write them into the file that --config names, or name authz_listen or authz_socket for forward-auth")
 			}
 			if err := s.Config.Validate(); err != nil {
 				return err
@@ -71,7 +81,15 @@ func (a *app) gatewayCommand() *cobra.Command {
 					return err
 				}
 				n.config.Log.Info("serving the gateway", "address", l.Addr().String(), "routes", len(s.Routes), "sequence", n.ring.Sequence())
-				servers := []*httpServer{newServer("the gateway", l, gw)}
+				z, err := forwardAuth(n, s.Config)
+				if err != nil {
+					return err
+				}
+				servers, err := s.servers(z)
+				if err != nil {
+					return err
+				}
+				servers = append(servers, newServer("the gateway", l, gw))
 				if s.HealthListen != "" {
 					h, err := listen("the gateway's health", "health-listen", s.HealthListen)
 					if err != nil {

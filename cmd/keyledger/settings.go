@@ -88,7 +88,11 @@ type settings struct {
 		Format string `yaml:"format"` // text (default), json
 	} `yaml:"log"`
 
-	// Of a gateway only: routes, trusted_proxies, audit, …
+	// Forward-auth: authz_listen, authz_socket, authz_socket_mode.
+	authzSettings `yaml:",inline"`
+
+	// Of a gateway: routes, trusted_proxies, audit, … The latter two are also
+	// those of forward-auth.
 	gateway.Config `yaml:",inline"`
 }
 
@@ -96,6 +100,9 @@ type settings struct {
 var flagged = []struct{ path, usage string }{
 	{"listen", "address to serve on"},
 	{"health_listen", "address of a gateway's /healthz, /readyz and /metrics"},
+	{"authz_listen", "address that answers forward-auth alone, to proxies with a token"},
+	{"authz_socket", "Unix socket that answers forward-auth without a token"},
+	{"authz_socket_mode", "permissions of that socket, in octal"},
 	{"node", "name to record uses under"},
 	{"state_dir", "directory for what this process remembers"},
 	{"master_key_file", "file with the key that personal data is sealed under"},
@@ -182,8 +189,11 @@ func readSettings(cmd *cobra.Command, config string) (*settings, error) {
 
 // scalar reads a value as YAML would, so that true and 3 are no strings.
 func scalar(path, v string) any {
-	if path == "nats.monitor" {
+	switch path {
+	case "nats.monitor":
 		return strings.Split(v, ",")
+	case "authz_socket_mode": // digits, and no number
+		return v
 	}
 	var x any
 	if yamlv3.Unmarshal([]byte(v), &x) != nil || x == nil {

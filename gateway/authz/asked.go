@@ -2,6 +2,7 @@ package authz
 
 import (
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ type asked struct {
 	path         string   // as on the request line, without its query
 	environments []string // of keys that are admitted; empty: all
 	nginx        bool     // which knows no statuses but 2xx, 401 and 403
+	envoy        bool     // which sends no header of its client's that it was not told to
 }
 
 // target is the path and the query of r as they are on its request line: of Envoy,
@@ -51,6 +53,7 @@ func read(r *http.Request, path, query string) (asked, *fault) {
 		if original || forwarded {
 			return a, ambiguous
 		}
+		a.envoy = true
 		return a, a.set(r.Method, "/"+below)
 	}
 	proxy, f := a.options(query)
@@ -149,3 +152,21 @@ func (a *asked) set(method, uri string) *fault {
 var ambiguous = &fault{http.StatusBadRequest, "AMBIGUOUS_FORWARDED_REQUEST", "Headers say in two ways which request is asked about, and a client may have sent one of them. Say which proxy asks with ?for=nginx, traefik or caddy; for Envoy, let neither X-Original-* nor X-Forwarded-Method and -Uri through."}
 
 var unreadableQuery = &fault{http.StatusBadRequest, "BAD_QUERY", "Forward-auth takes ?for=nginx, traefik or caddy, and environments=, a list with commas, each at most once."}
+
+// client is where the request came from. Envoy appends its own address to
+// X-Forwarded-For when it asks (async_client_impl.cc, send_xff), so that what it
+// was told to put into X-Authz-Client-IP counts before that. Of all others, the
+// client may have sent that header.
+func (a *asked) client(r *http.Request, before inbound.Proxies) inbound.Client {
+	c := before.Behind(r)
+	if own := r.Header["X-Authz-Client-Ip"]; a.envoy && len(own) == 1 {
+		c.IP = ""
+		if ip, err := netip.ParseAddr(own[0]); err == nil {
+			c.IP = ip.Unmap().WithZone("").String()
+		}
+	}
+	if c.IP == "" {
+		c.IP = unknownIP
+	}
+	return c
+}

@@ -112,10 +112,7 @@ func (z *Handler) decide(w http.ResponseWriter, r *http.Request, asked *asked, r
 		admit(w, &verify.Decision{}, "-")
 		return
 	}
-	client := z.options.Before.Behind(r)
-	if client.IP == "" {
-		client.IP = unknownIP
-	}
+	client := asked.client(r, z.options.Before)
 	req := inbound.Request(r, keyspace, &client, asked.path)
 	req.Method, req.Environments = asked.method, asked.environments
 	d := z.verifier.Verify(req)
@@ -184,7 +181,7 @@ func (z *Handler) prove(r *http.Request) *fault {
 	case domain.CodeInsufficientScope:
 		return &fault{http.StatusForbidden, "FORBIDDEN", "The root key in X-Authz-Token may not verify: its role must be verifier or operator."}
 	default:
-		return &fault{http.StatusUnauthorized, string(code), "X-Authz-Token is not a root key that works: " + code.Message() + "."}
+		return &fault{http.StatusUnauthorized, string(code), "X-Authz-Token is not a root key that works (" + string(code) + ")."}
 	}
 }
 

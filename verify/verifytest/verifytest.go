@@ -41,7 +41,7 @@ type World struct {
 	Verifier *verify.Verifier
 
 	t       testing.TB
-	version map[string]uint64 // of each subject
+	version map[string]uint64 // of each subject and key
 	last    map[string]uint64 // sequence of each subject
 }
 
@@ -112,8 +112,8 @@ func (w *World) Append(keyspace, owner, key string, data events.Payload) uint64 
 	w.t.Helper()
 	subject := events.Subject(keyspace, owner, key)
 	e := events.New(data, time.Now())
-	w.version[subject]++
-	e.Keyspace, e.Owner, e.Key, e.KeyVersion = keyspace, owner, key, w.version[subject]
+	w.version[subject+key]++ // all root keys share one subject
+	e.Keyspace, e.Owner, e.Key, e.KeyVersion = keyspace, owner, key, w.version[subject+key]
 	e.Actor, e.Via = events.Actor{Type: "system", ID: "test"}, "test"
 	sequence, err := w.Ledger.Append(w.t.Context(), w.last[subject], e)
 	if err != nil {
