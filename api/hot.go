@@ -241,7 +241,7 @@ func appendDecision(b []byte, d *verify.Decision, req *domain.Request, requestID
 		b = appendKey(b, d.Key, d.Time, usedUp(d))
 	}
 	b = append(b, `,"limits":[`...)
-	for i, l := range d.Limits {
+	for i, l := range d.Limits() {
 		if i > 0 {
 			b = append(b, ',')
 		}
@@ -268,8 +268,8 @@ func appendDecision(b []byte, d *verify.Decision, req *domain.Request, requestID
 
 // usedUp says whether the next request of the decision's key would be refused.
 func usedUp(d *verify.Decision) bool {
-	for i := range d.Limits {
-		if d.Limits[i].Remaining == 0 {
+	for i := range d.Limits() {
+		if d.Limits()[i].Remaining == 0 {
 			return true
 		}
 	}

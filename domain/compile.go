@@ -16,7 +16,9 @@ type compiled struct {
 	public       []publicRoute
 	ownerPath    *pattern
 	resourcePath *pattern
-	answers      map[Code]*answer // one for every code
+	answers      map[Code]*answer  // one for every code
+	quota        Quota             // of Limits.Default
+	quotas       map[string]*Quota // of plans
 }
 
 type prefix struct{ prefix, environment string }
@@ -63,6 +65,11 @@ func Compile(doc *Document, version int) *Keyspace {
 	k.ownerPath = template(doc.Owner.Path, "owner", everything)
 	k.resourcePath = template(doc.Resource.Path, "resource", nothing)
 	k.answers = compileAnswers(doc)
+	k.quota = QuotaOf(doc.Limits.Default)
+	k.quotas = make(map[string]*Quota, len(doc.Plans))
+	for name, p := range doc.Plans {
+		k.quotas[name] = new(QuotaOf(p.Limits))
+	}
 	return k
 }
 

@@ -122,7 +122,7 @@ func created(e events.Envelope, d events.KeyCreated) *Key {
 			Environment: d.Environment, Plan: d.Plan,
 			Scopes: d.Scopes, Resources: d.Resources, Limits: d.Limits,
 			AllowedOrigins: d.AllowedOrigins, AllowedIPs: d.AllowedIPs,
-			CreatedBy: e.Actor, Role: d.Role, For: d.For,
+			CreatedBy: e.Actor, Role: d.Role, For: d.For, quota: QuotaOf(d.Limits),
 		},
 		Hash: parseHash(d.Secret.SHA256), First: d.Secret.First, Last: d.Secret.Last,
 		CreatedAt: e.Time, ExpiresAt: d.ExpiresAt,
@@ -147,6 +147,7 @@ func changed(k *Key, e events.Envelope) {
 		set(&g.Scopes, d.Scopes)
 		set(&g.Resources, d.Resources)
 		set(&g.Limits, d.Limits)
+		g.quota = QuotaOf(g.Limits)
 		set(&g.AllowedOrigins, d.AllowedOrigins)
 		set(&g.AllowedIPs, d.AllowedIPs)
 		set(&more.Meta, d.Meta)

@@ -42,6 +42,8 @@ type Grant struct {
 	CreatedBy      events.Actor
 	Role           string        // of a root key
 	For            *events.Reach // of a manager's root key
+
+	quota Quota // of Limits, where a fact made them
 }
 
 // Key is a credential with a stable id. Times are zero when absent.

@@ -24,13 +24,13 @@ const sweepEvery = time.Minute
 // draw takes n requests from the pool that the decision's key or owner draws
 // from: VALID or RATE_LIMITED.
 func (v *Verifier) draw(d *Decision, n int64) domain.Code {
-	limits, pool := d.Keyspace.LimitsFor(d.Key, d.Owner)
-	if len(limits) == 0 {
-		return domain.CodeValid
+	quota, pool := d.Keyspace.QuotaFor(d.Key, d.Owner)
+	v.limits.Take(&pool, quota, n, d.Time, &d.taken)
+	if d.taken.Later != 0 {
+		d.Time = d.Time.Add(d.taken.Later)
 	}
-	t := v.limits.Take(pool, limits, n, d.Time, make([]Limit, 0, len(limits)))
-	d.Limits, d.RetryAfter, d.limitedBy, d.Time = t.Limits, t.RetryAfter, t.Refused, t.Time
-	if !t.OK {
+	if !d.taken.OK {
+		d.RetryAfter = d.taken.RetryAfter
 		return domain.CodeRateLimited
 	}
 	return domain.CodeValid
@@ -38,9 +38,9 @@ func (v *Verifier) draw(d *Decision, n int64) domain.Code {
 
 // giveBack is for an admitted request that was refused in the end.
 func (v *Verifier) giveBack(d *Decision) {
-	if len(d.Limits) > 0 {
-		limits, pool := d.Keyspace.LimitsFor(d.Key, d.Owner)
-		v.limits.GiveBack(pool, limits, 1, d.Time)
+	if d.taken.N > 0 {
+		quota, pool := d.Keyspace.QuotaFor(d.Key, d.Owner)
+		v.limits.GiveBack(&pool, quota, 1, d.Time)
 	}
 }
 
@@ -51,8 +51,8 @@ func (v *Verifier) Limited(key *domain.Key) bool {
 	if k == nil {
 		return false
 	}
-	limits, pool := k.LimitsFor(key, v.ring.Owner(key.Keyspace, key.Owner))
-	return len(limits) > 0 && v.limits.UsedUp(pool, limits, v.now())
+	quota, pool := k.QuotaFor(key, v.ring.Owner(key.Keyspace, key.Owner))
+	return v.limits.UsedUp(&pool, quota, v.now())
 }
 
 // LimitedKeys are the ids of the keys of which [Verifier.Limited] is true, some
@@ -115,12 +115,13 @@ func (v *Verifier) Take(keyspace, owner string, n int64) (Decision, error) {
 // draft-ietf-httpapi-ratelimit-headers-11, for the window with the least room.
 // Retry-After belongs to refusals: [Decision.Answer] has it.
 func (d *Decision) RateHeaders(dst []domain.Header) []domain.Header {
-	if len(d.Limits) == 0 {
+	limits := d.Limits()
+	if len(limits) == 0 {
 		return dst
 	}
-	least := &d.Limits[0]
-	for i := range d.Limits {
-		l := &d.Limits[i]
+	least := &limits[0]
+	for i := range limits {
+		l := &limits[i]
 		if l.Remaining < least.Remaining || l.Remaining == least.Remaining && l.Reset > least.Reset {
 			least = l
 		}
@@ -145,8 +146,9 @@ const maxInteger = 999_999_999_999_999
 
 func (d *Decision) policies() string {
 	b := make([]byte, 0, 96)
-	for i := range d.Limits {
-		l := &d.Limits[i]
+	limits := d.Limits()
+	for i := range limits {
+		l := &limits[i]
 		if i > 0 {
 			b = append(b, ", "...)
 		}
@@ -277,10 +279,10 @@ func (v *Verifier) recall(e *events.Envelope, now time.Time) {
 	default:
 		return
 	}
-	limits, pool := k.LimitsFor(key, v.ring.Owner(e.Keyspace, e.Owner))
+	quota, pool := k.QuotaFor(key, v.ring.Owner(e.Keyspace, e.Owner))
 	when := at.Time()
 	if when.After(now) { // of a node whose clock is ahead
 		when = now
 	}
-	v.limits.Count(pool, limits, n, when)
+	v.limits.Count(&pool, quota, n, when)
 }

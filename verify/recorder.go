@@ -148,7 +148,7 @@ func (v *Verifier) RecordDurably(ctx context.Context, d *Decision, req *domain.R
 // refused counts a refusal.
 func (r *Recorder) refused(d *Decision, req *domain.Request) {
 	if d.Code == domain.CodeRateLimited {
-		r.folds.limit(d.Key, &d.Limits[d.limitedBy], d.Time)
+		r.folds.limit(d.Key, &d.taken.Limits[d.taken.Refused], d.Time)
 		return
 	}
 	if d.Key != nil {

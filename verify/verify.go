@@ -105,15 +105,18 @@ type Decision struct {
 	Owner    *domain.Owner    // the key's, or nil
 	Secret   string           // which of the key's secrets: current or previous; empty without a key
 
-	Limits     []Limit // every window that applies, as it is after the request
-	RetryAfter int64   // seconds; 0 where waiting would not help
-	limitedBy  int     // of RATE_LIMITED: which of Limits
+	RetryAfter int64 // seconds; 0 where waiting would not help
 
 	Sequence uint64 // of LEDGER: every fact up to it was taken into account
 	Time     time.Time
 
 	stamp [16]byte
+	taken limit.Taken
 }
+
+// Limits are every window that applies, as it is after the request. The list is
+// a part of the decision.
+func (d *Decision) Limits() []Limit { return d.taken.Limits[:d.taken.N] }
 
 // Verify decides one request. It does not block, except for a moment after the
 // process was paused.
@@ -163,8 +166,7 @@ func (v *Verifier) decide(req *domain.Request, d *Decision, now time.Time) domai
 		return code
 	}
 	hash := domain.HashSecret(secret)
-	if d.Key = v.ring.BySecret(req.Keyspace, hash); d.Key != nil {
-		d.Owner = v.ring.Owner(req.Keyspace, d.Key.Owner)
+	if d.Key, d.Owner = v.ring.Find(req.Keyspace, hash); d.Key != nil {
 		d.Secret, _ = d.Key.SecretState(hash, events.At(d.Time))
 	}
 	if code := d.Keyspace.JudgeKey(req, secret, hash, d.Key, d.Owner, events.At(d.Time)); code != domain.CodeValid {
@@ -229,9 +231,9 @@ func (d *Decision) AnswerAs(code domain.Code, req *domain.Request, requestID str
 		ctx.Plan, _, _ = k.PlanInForce(d.Key, d.Owner)
 		ctx.Limits, _ = k.LimitsFor(d.Key, d.Owner)
 	}
-	if len(d.Limits) > 0 {
-		ctx.Remaining = make(events.Limits, len(d.Limits))
-		for _, l := range d.Limits {
+	if limits := d.Limits(); len(limits) > 0 {
+		ctx.Remaining = make(events.Limits, len(limits))
+		for _, l := range limits {
 			ctx.Remaining[l.Window] = l.Remaining
 		}
 	}

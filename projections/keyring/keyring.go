@@ -73,7 +73,10 @@ type shard struct {
 	owners  map[ownerID]*ownerEntry
 }
 
-type entry struct{ key atomic.Pointer[domain.Key] }
+type entry struct {
+	key   atomic.Pointer[domain.Key]
+	owner *ownerEntry // of the key; set before anybody can find the entry
+}
 
 type ownerEntry struct {
 	owner atomic.Pointer[domain.Owner] // nil for the owner of root keys, who is nobody
@@ -306,16 +309,16 @@ func (r *Ring) storeKey(at *entry, o *ownerEntry, before, after *domain.Key) {
 	if after.More != nil && (before == nil || before.More != after.More) {
 		own(after.More)
 	}
+	if o == nil {
+		o = r.ownerEntry(after.Keyspace, after.Owner)
+	}
 	if at != nil {
 		// The state first: whoever finds the new secret must find the key that has it.
 		at.key.Store(after)
 	} else {
-		at = &entry{}
+		at = &entry{owner: o}
 		at.key.Store(after)
 		r.storeID(after.ID, at)
-	}
-	if o == nil {
-		o = r.ownerEntry(after.Keyspace, after.Owner)
 	}
 	o.count(at, before, after)
 	if before == nil || before.Hash != after.Hash {
@@ -499,24 +502,31 @@ func (r *Ring) Key(id string) *domain.Key {
 // BySecret is the key of a keyspace that has or had the secret with this
 // SHA-256 hash, or nil.
 func (r *Ring) BySecret(keyspace string, hash [32]byte) *domain.Key {
+	k, _ := r.Find(keyspace, hash)
+	return k
+}
+
+// Find is [Ring.BySecret] with the key's owner, who is nil where there is no key
+// or nobody owns it.
+func (r *Ring) Find(keyspace string, hash [32]byte) (*domain.Key, *domain.Owner) {
 	id := secretID{keyspace, hash}
 	s := &r.shards[hash[8]%shards]
 	s.mu.RLock()
 	at := s.secrets[id.short(r.seed)]
 	s.mu.RUnlock()
 	if at == nil {
-		return nil
+		return nil, nil
 	}
 	if k := at.key.Load(); has(k, id) {
-		return k
+		return k, at.owner.owner.Load()
 	}
 	r.mu.Lock()
 	at = r.collided[id]
 	r.mu.Unlock()
 	if at == nil {
-		return nil
+		return nil, nil
 	}
-	return at.key.Load()
+	return at.key.Load(), at.owner.owner.Load()
 }
 
 // Keys are the keys of one owner in order of creation, deleted ones included.

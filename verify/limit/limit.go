@@ -14,7 +14,8 @@
 // sub-bucket and counts as a whole until its newest request leaves the window,
 // and a new entry begins at the earliest one sub-bucket after the last one began,
 // so there are never more than 61. Requests that are further apart than a
-// sub-bucket are counted exactly.
+// sub-bucket are counted exactly. The newest entry, and when the oldest one
+// leaves, are kept beside the count: most requests look at nothing else.
 //
 // Memory follows the pools in use: a few hundred bytes each, at most about 3.5 KB
 // for one that is busy all the time (twice that where [Limiter.Count] filled it), and nothing once its windows are empty and
@@ -98,11 +99,14 @@ type pool struct {
 
 type day struct{ day, n int64 }
 
-// row is the entries of one rolling window, oldest first, in a ring whose size
-// is a power of two.
+// row is the entries of one rolling window: older ones, oldest first, in a ring
+// whose size is a power of two, then the newest. None of them is empty.
 type row struct {
 	sum     int64
-	head, n uint16
+	oldest  int64 // last of the first entry
+	newest  entry // the last of them
+	n       int32 // entries, the newest included
+	head    int32
 	entries []entry
 }
 
@@ -116,91 +120,107 @@ func New(base time.Time) *Limiter { return &Limiter{base: base, seed: maphash.Ma
 // Taken is the answer to one request.
 type Taken struct {
 	OK         bool
-	Limits     []Limit   // every window that has a limit, shortest first; appended to what was given
-	Refused    int       // index in Limits of the window that makes the request wait longest; -1: none
-	RetryAfter int64     // seconds; 0: admitted, or more than a limit allows at all
-	Time       time.Time // at which it was counted: now, or a little later where a request that was decided first came with a later time
+	N          int           // how many of Limits there are
+	Limits     [most]Limit   // every window that has a limit, shortest first
+	Refused    int           // index in Limits of the window that makes the request wait longest; -1: none
+	RetryAfter int64         // seconds; 0: admitted, or more than a limit allows at all
+	Later      time.Duration // than now it was counted: not 0 where a request that was decided first came with a later time
 }
 
-// Take admits n requests in all windows, or in none. limits are those in force
-// now; n is at least 1. The answer's Limits are appended to dst.
-func (l *Limiter) Take(id domain.Pool, limits events.Limits, n int64, now time.Time, dst []Limit) Taken {
-	t := Taken{OK: true, Limits: dst, Refused: -1, Time: now}
-	if len(limits) == 0 {
-		return t
+const most = len(domain.Quota{})
+
+// Take admits n requests in all windows, or in none. q is the quota in force
+// now; n is at least 1. The answer is written to t, whose Limits beyond N are
+// left as they were.
+func (l *Limiter) Take(id *domain.Pool, q *domain.Quota, n int64, now time.Time, t *Taken) {
+	t.OK, t.N, t.Refused, t.RetryAfter, t.Later = true, 0, -1, 0, 0
+	if *q == (domain.Quota{}) {
+		return
 	}
-	hash := l.hash(&id)
+	hash := l.hash(id)
 	s := &l.shards[hash%shards]
+	asked := int64(now.Sub(l.base))
+	wall := now.UnixNano() - asked // the wall clock's time of base, as of now
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.find(hash, &id)
+	p := s.find(hash, id)
 	if p == nil {
 		p = s.add(hash, id)
 	}
-	asked := int64(now.Sub(l.base))
 	at := max(asked, p.latest)
 	p.latest = at
-	wall := now.UnixNano() - asked // the wall clock's time of base, as of now
 	today := dayOf(wall + at)
 
-	var limit, used [len(names)]int64
-	var limited [len(names)]bool
-	for i, name := range names {
-		if limit[i], limited[i] = limits[name]; limited[i] {
+	var used [most]int64
+	for i, limit := range q {
+		if limit != 0 {
 			used[i] = p.used(i, at, today)
-			t.OK = t.OK && n <= limit[i]-used[i]
+			t.OK = t.OK && n <= limit-used[i]
 		}
 	}
+	if t.OK {
+		for i, limit := range q {
+			if limit != 0 {
+				p.admit(i, at, today, n)
+				t.add(i, limit, limit-used[i]-n, wall+p.gone(i, today, 1, wall))
+			}
+		}
+		t.Later = time.Duration(at - asked)
+	} else {
+		p.refuse(q, &used, n, at, asked, wall, t)
+	}
+	s.mu.Unlock()
+}
+
+func (t *Taken) add(window int, limit, remaining, reset int64) {
+	t.Limits[t.N] = Limit{names[window], limit, max(remaining, 0), events.Time(ceil(reset, int64(time.Millisecond)))}
+	t.N++
+}
+
+// refuse tells how long to wait.
+func (p *pool) refuse(q *domain.Quota, used *[most]int64, n, at, asked, wall int64, t *Taken) {
+	const ever = 1<<63 - 1
+	today := dayOf(wall + at)
 	var longest int64
-	for i, name := range names {
-		if !limited[i] {
+	for i, limit := range q {
+		if limit == 0 {
 			continue
 		}
-		need := int64(1) // of what is counted has to go until there is more room
-		if t.OK {
-			p.admit(i, at, today, n)
-			used[i] += n
-		} else if n > limit[i]-used[i] {
-			need = n - (limit[i] - used[i])
-		}
-		gone := p.gone(i, at, today, need, wall)
-		if wait := gone - asked; !t.OK && n > limit[i]-used[i] {
-			if n > limit[i] {
-				wait = 1<<63 - 1 // for ever
+		lacks := n - (limit - used[i])                // of what is counted has to go until there is enough room
+		gone := p.gone(i, today, max(lacks, 1), wall) // or more than now
+		if lacks > 0 {
+			wait := gone - asked
+			if n > limit {
+				wait = ever
 			}
 			if wait > longest {
-				longest, t.Refused = wait, len(t.Limits)
+				longest, t.Refused = wait, t.N
 			}
 		}
-		t.Limits = append(t.Limits, Limit{name, limit[i], max(limit[i]-used[i], 0), events.Time(ceil(wall+gone, int64(time.Millisecond)))})
+		t.add(i, limit, limit-used[i], wall+gone)
 	}
-	switch {
-	case t.OK && at > asked:
-		t.Time = now.Add(time.Duration(at - asked))
-	case !t.OK && longest < 1<<63-1:
+	if longest < ever {
 		t.RetryAfter = ceil(longest, int64(time.Second))
 	}
-	return t
 }
 
 // Count counts n requests that were admitted elsewhere, or before this limiter
 // began, whatever the limits say. They may come late and in any order.
-func (l *Limiter) Count(id domain.Pool, limits events.Limits, n int64, when time.Time) {
-	if len(limits) == 0 {
+func (l *Limiter) Count(id *domain.Pool, q *domain.Quota, n int64, when time.Time) {
+	if *q == (domain.Quota{}) {
 		return
 	}
-	hash := l.hash(&id)
+	hash := l.hash(id)
 	s := &l.shards[hash%shards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.find(hash, &id)
+	p := s.find(hash, id)
 	if p == nil {
 		p = s.add(hash, id)
 	}
 	at := int64(when.Sub(l.base))
 	p.latest = max(p.latest, at)
-	for i, name := range names {
-		if _, ok := limits[name]; ok {
+	for i, limit := range q {
+		if limit != 0 {
 			p.admit(i, at, dayOf(when.UnixNano()), n)
 		}
 	}
@@ -208,36 +228,36 @@ func (l *Limiter) Count(id domain.Pool, limits events.Limits, n int64, when time
 
 // GiveBack takes back what [Limiter.Take] counted at a time, for requests that
 // were refused in the end.
-func (l *Limiter) GiveBack(id domain.Pool, limits events.Limits, n int64, when time.Time) {
-	hash := l.hash(&id)
+func (l *Limiter) GiveBack(id *domain.Pool, q *domain.Quota, n int64, when time.Time) {
+	hash := l.hash(id)
 	s := &l.shards[hash%shards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.find(hash, &id)
+	p := s.find(hash, id)
 	if p == nil {
 		return
 	}
 	at := int64(when.Sub(l.base))
-	for i, name := range names {
-		if _, ok := limits[name]; ok {
+	for i, limit := range q {
+		if limit != 0 {
 			p.giveBack(i, at, dayOf(when.UnixNano()), n)
 		}
 	}
 }
 
 // UsedUp says whether one more request would be refused now.
-func (l *Limiter) UsedUp(id domain.Pool, limits events.Limits, now time.Time) bool {
-	hash := l.hash(&id)
+func (l *Limiter) UsedUp(id *domain.Pool, q *domain.Quota, now time.Time) bool {
+	hash := l.hash(id)
 	s := &l.shards[hash%shards]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p := s.find(hash, &id)
+	p := s.find(hash, id)
 	if p == nil {
 		return false
 	}
 	at := max(int64(now.Sub(l.base)), p.latest)
-	for i, name := range names {
-		if limit, ok := limits[name]; ok && p.used(i, at, dayOf(now.UnixNano())) >= limit {
+	for i, limit := range q {
+		if limit != 0 && p.used(i, at, dayOf(now.UnixNano())) >= limit {
 			return true
 		}
 	}
@@ -288,11 +308,11 @@ func (s *shard) find(hash uint64, id *domain.Pool) *pool {
 }
 
 // add needs mu, and that the pool is not there.
-func (s *shard) add(hash uint64, id domain.Pool) *pool {
+func (s *shard) add(hash uint64, id *domain.Pool) *pool {
 	if s.pools == nil {
 		s.pools = make(map[uint64]*pool)
 	}
-	p := &pool{id: id, next: s.pools[hash], latest: -1 << 63}
+	p := &pool{id: *id, next: s.pools[hash], latest: -1 << 63}
 	s.pools[hash] = p
 	s.most = max(s.most, len(s.pools))
 	return p
@@ -346,9 +366,8 @@ func (p *pool) used(window int, at, today int64) int64 {
 		return 0
 	}
 	r := &p.rolling[window]
-	for r.n > 0 && r.at(0).last <= at-spans[window] {
-		r.sum -= r.at(0).n
-		r.drop()
+	if r.n > 0 && r.oldest <= at-spans[window] {
+		r.leave(at - spans[window])
 	}
 	return r.sum
 }
@@ -369,12 +388,7 @@ func (p *pool) admit(window int, at, today, n int64) {
 
 func (p *pool) giveBack(window int, at, today, n int64) {
 	if window < rollingWindows {
-		r := &p.rolling[window]
-		if i := r.place(at); i < int(r.n) && r.at(i).first <= at {
-			n = min(n, r.at(i).n)
-			r.at(i).n -= n
-			r.sum -= n
-		}
+		p.rolling[window].giveBack(at, n)
 		return
 	}
 	if d := &p.days[today&1]; d.day == today {
@@ -383,31 +397,53 @@ func (p *pool) giveBack(window int, at, today, n int64) {
 }
 
 // gone is the moment at which need of what is counted now has left a window;
-// all, where need is more.
-func (p *pool) gone(window int, at, today, need, wall int64) int64 {
+// all, where need is more. It counts from the limiter's base.
+func (p *pool) gone(window int, today, need, wall int64) int64 {
 	if window == rollingWindows {
 		return (today+1)*daySeconds*int64(time.Second) - wall
 	}
 	r := &p.rolling[window]
-	for i := range int(r.n) {
+	switch {
+	case r.n == 0:
+		return p.latest
+	case need == 1:
+		return r.oldest + spans[window]
+	}
+	for i := range r.n {
 		e := r.at(i)
-		if need -= e.n; need <= 0 || i == int(r.n)-1 {
+		if need -= e.n; need <= 0 {
 			return e.last + spans[window]
 		}
 	}
-	return at
+	return r.newest.last + spans[window]
 }
 
-func (r *row) at(i int) *entry { return &r.entries[(int(r.head)+i)&(len(r.entries)-1)] }
+// at is the i-th entry.
+func (r *row) at(i int32) *entry {
+	if i == r.n-1 {
+		return &r.newest
+	}
+	return &r.entries[(r.head+i)&int32(len(r.entries)-1)]
+}
 
-func (r *row) drop() {
-	r.head = uint16((int(r.head) + 1) & (len(r.entries) - 1))
-	r.n--
+// leave drops what was admitted up to a moment, of which there is some.
+func (r *row) leave(until int64) {
+	for r.n > 0 {
+		e := r.at(0)
+		if e.last > until {
+			r.oldest = e.last
+			return
+		}
+		r.sum -= e.n
+		if r.n--; r.n > 0 {
+			r.head = (r.head + 1) & int32(len(r.entries)-1)
+		}
+	}
 }
 
 // place is the oldest entry that is counted until at or longer, n where there is none.
-func (r *row) place(at int64) int {
-	i := int(r.n)
+func (r *row) place(at int64) int32 {
+	i := r.n
 	for i > 0 && r.at(i-1).last >= at {
 		i--
 	}
@@ -415,28 +451,47 @@ func (r *row) place(at int64) int {
 }
 
 func (r *row) admit(at, span, n int64) {
-	last := int(r.n) - 1
+	e := &r.newest
 	switch {
-	case last >= 0 && at < r.at(last).last:
-		if at <= r.at(last).last-span {
+	case r.n == 0:
+		r.n, r.oldest = 1, at
+		*e = entry{at, at, n}
+	case at < e.last:
+		if at <= e.last-span {
 			return // it has left already
 		}
 		r.insert(at, span, n)
-	case last >= 0 && at-r.at(last).first < span/buckets:
-		r.at(last).last = at
-		r.at(last).n += n
+	case at-e.first < span/buckets:
+		e.last = at
+		e.n += n
+		if r.n == 1 {
+			r.oldest = at
+		}
 	default:
-		for r.n > 0 && r.at(0).last <= at-span {
-			r.sum -= r.at(0).n
-			r.drop()
+		if r.oldest <= at-span {
+			r.leave(at - span)
 		}
-		if int(r.n) == len(r.entries) {
-			r.grow()
+		if r.n == 0 {
+			r.n, r.oldest = 1, at
+		} else {
+			r.push()
 		}
-		r.n++
-		*r.at(int(r.n) - 1) = entry{at, at, n}
+		*e = entry{at, at, n}
 	}
 	r.sum += n
+}
+
+// push makes room for another newest entry.
+func (r *row) push() {
+	if int(r.n) > len(r.entries) {
+		larger := make([]entry, max(2, 2*len(r.entries)))
+		for i := range r.n - 1 {
+			larger[i] = *r.at(i)
+		}
+		r.entries, r.head = larger, 0
+	}
+	r.n++
+	*r.at(r.n - 2) = r.newest
 }
 
 // maxEntries is never reached by requests that come in order.
@@ -456,23 +511,35 @@ func (r *row) insert(at, span, n int64) {
 		r.at(i - 1).last = at
 		r.at(i - 1).n += n
 	default:
-		if int(r.n) == len(r.entries) {
-			r.grow()
-		}
-		r.n++
-		for j := int(r.n) - 1; j > i; j-- {
+		r.push()
+		for j := r.n - 1; j > i; j-- {
 			*r.at(j) = *r.at(j - 1)
 		}
 		*r.at(i) = entry{at, at, n}
 	}
+	r.oldest = r.at(0).last
 }
 
-func (r *row) grow() {
-	larger := make([]entry, max(2, 2*len(r.entries)))
-	for i := range int(r.n) {
-		larger[i] = *r.at(i)
+// giveBack takes back what was admitted at a moment, if that has not left yet.
+func (r *row) giveBack(at, n int64) {
+	i := r.place(at)
+	if i == r.n || r.at(i).first > at {
+		return
 	}
-	r.entries, r.head = larger, 0
+	n = min(n, r.at(i).n)
+	r.at(i).n -= n
+	r.sum -= n
+	if r.at(i).n > 0 {
+		return
+	}
+	for ; i+1 < r.n; i++ {
+		*r.at(i) = *r.at(i + 1)
+	}
+	if r.n > 1 {
+		r.newest = *r.at(r.n - 2)
+		r.oldest = r.at(0).last
+	}
+	r.n--
 }
 
 // dayOf is the calendar day of a wall clock's time in nanoseconds.

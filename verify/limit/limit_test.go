@@ -17,6 +17,35 @@ import (
 	"github.com/keyledger/keyledger/verify/limit"
 )
 
+// limiter takes limits as documents write them.
+type limiter struct{ *limit.Limiter }
+
+func newLimiter(base time.Time) limiter { return limiter{limit.New(base)} }
+
+func (l limiter) Take(id domain.Pool, limits events.Limits, n int64, now time.Time) taken {
+	var t limit.Taken
+	l.Limiter.Take(&id, new(domain.QuotaOf(limits)), n, now, &t)
+	return taken{t, t.Limits[:t.N], now.Add(t.Later)}
+}
+
+func (l limiter) Count(id domain.Pool, limits events.Limits, n int64, when time.Time) {
+	l.Limiter.Count(&id, new(domain.QuotaOf(limits)), n, when)
+}
+
+func (l limiter) GiveBack(id domain.Pool, limits events.Limits, n int64, when time.Time) {
+	l.Limiter.GiveBack(&id, new(domain.QuotaOf(limits)), n, when)
+}
+
+func (l limiter) UsedUp(id domain.Pool, limits events.Limits, now time.Time) bool {
+	return l.Limiter.UsedUp(&id, new(domain.QuotaOf(limits)), now)
+}
+
+type taken struct {
+	limit.Taken
+	Limits []limit.Limit
+	Time   time.Time
+}
+
 var (
 	windows = []string{"minute", "hour", "day"}
 	length  = map[string]time.Duration{"minute": time.Minute, "hour": time.Hour}
@@ -93,13 +122,13 @@ func TestSchedules(t *testing.T) {
 	}
 	cases(t, n)
 	rapid.Check(t, func(t *rapid.T) {
-		l := limit.New(evening)
+		l := newLimiter(evening)
 		pools := []domain.Pool{{Keyspace: "a", Owner: "o", Key: "key_1"}, {Keyspace: "a", Owner: "o"}, {Keyspace: "b", Owner: "o"}}
 		admitted := make([]truth, len(pools))
 		now := evening.Add(time.Duration(rapid.Int64Range(0, int64(time.Minute)).Draw(t, "start")))
 		limits := drawLimits(t)
-		take := func(i int, n int64, now time.Time) limit.Taken {
-			got := l.Take(pools[i], limits, n, now, nil)
+		take := func(i int, n int64, now time.Time) taken {
+			got := l.Take(pools[i], limits, n, now)
 			if !got.Time.Equal(now) {
 				t.Fatalf("a clock that only goes forward is moved by %s", got.Time.Sub(now))
 			}
@@ -137,7 +166,7 @@ func TestSchedules(t *testing.T) {
 			}
 			got = take(i, n, now) // one may have been admitted meanwhile, by the look above
 			wait := time.Duration(got.RetryAfter) * time.Second
-			if early := l.Take(pools[i], limits, n, now.Add(wait-time.Second), nil); early.OK {
+			if early := l.Take(pools[i], limits, n, now.Add(wait-time.Second)); early.OK {
 				t.Fatalf("told to wait %s, was admitted a second earlier", wait)
 			}
 			now = now.Add(wait)
@@ -148,7 +177,7 @@ func TestSchedules(t *testing.T) {
 	})
 }
 
-func check(t *rapid.T, a truth, limits events.Limits, n int64, now time.Time, got limit.Taken) {
+func check(t *rapid.T, a truth, limits events.Limits, n int64, now time.Time, got taken) {
 	t.Helper()
 	if len(got.Limits) != len(limits) {
 		t.Fatalf("%d windows for the limits %v", len(got.Limits), limits)
@@ -186,18 +215,18 @@ func check(t *rapid.T, a truth, limits events.Limits, n int64, now time.Time, go
 // Requests that are decided at once by many leave no more than the limit behind,
 // in any window, whatever order they come in.
 func TestTogether(t *testing.T) {
-	l := limit.New(time.Now())
+	l := newLimiter(time.Now())
 	pool, limits := domain.Pool{Keyspace: "a", Owner: "o"}, events.Limits{"minute": 500, "hour": 700, "day": 900}
 	var admitted atomic.Int64
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for i := range 500 {
-				if l.Take(pool, limits, 1, time.Now(), nil).OK {
+				if l.Take(pool, limits, 1, time.Now()).OK {
 					admitted.Add(1)
 				}
 				other := domain.Pool{Keyspace: "a", Owner: "o", Key: fmt.Sprint(i)}
-				l.Take(other, limits, 1, time.Now(), nil)
+				l.Take(other, limits, 1, time.Now())
 				if i%100 == 0 {
 					l.Sweep(time.Now())
 				}
@@ -213,33 +242,33 @@ func TestTogether(t *testing.T) {
 // A request that is decided late counts from when it was decided, so that the
 // times that are recorded never show more than the limit.
 func TestOutOfOrder(t *testing.T) {
-	l := limit.New(evening)
+	l := newLimiter(evening)
 	pool, limits := domain.Pool{Key: "key_1"}, events.Limits{"minute": 1}
-	l.Take(pool, limits, 1, evening, nil)
+	l.Take(pool, limits, 1, evening)
 	later := evening.Add(time.Minute)
-	if got := l.Take(pool, limits, 1, later, nil); !got.OK {
+	if got := l.Take(pool, limits, 1, later); !got.OK {
 		t.Fatal("refused after a minute")
 	}
-	if got := l.Take(pool, events.Limits{"minute": 2}, 1, later.Add(-time.Millisecond), nil); !got.OK || !got.Time.Equal(later) {
+	if got := l.Take(pool, events.Limits{"minute": 2}, 1, later.Add(-time.Millisecond)); !got.OK || !got.Time.Equal(later) {
 		t.Errorf("%+v, want it at %s", got, later)
 	}
 }
 
 // A wall clock that is set back over midnight finds the day as it was.
 func TestDaySetBack(t *testing.T) {
-	l := limit.New(evening)
+	l := newLimiter(evening)
 	pool, limits := domain.Pool{Key: "key_1"}, events.Limits{"day": 3}
 	midnight := evening.Truncate(24 * time.Hour).Add(24 * time.Hour)
-	l.Take(pool, limits, 3, midnight.Add(-time.Second), nil)
-	got := l.Take(pool, limits, 1, midnight.Add(-1), nil)
+	l.Take(pool, limits, 3, midnight.Add(-time.Second))
+	got := l.Take(pool, limits, 1, midnight.Add(-1))
 	if got.OK || got.RetryAfter != 1 || !got.Limits[0].Reset.Time().Equal(midnight) {
 		t.Errorf("before midnight: %+v", got)
 	}
-	if !l.Take(pool, limits, 2, midnight, nil).OK {
+	if !l.Take(pool, limits, 2, midnight).OK {
 		t.Error("refused on a new day")
 	}
 	l.Count(pool, limits, 5, midnight.Add(-2)) // of a node whose clock is behind
-	if got := l.Take(pool, limits, 1, midnight.Add(1), nil); !got.OK || got.Limits[0].Remaining != 0 {
+	if got := l.Take(pool, limits, 1, midnight.Add(1)); !got.OK || got.Limits[0].Remaining != 0 {
 		t.Errorf("what belongs to yesterday is counted today: %+v", got)
 	}
 }
@@ -247,13 +276,13 @@ func TestDaySetBack(t *testing.T) {
 // What was counted elsewhere may come late and out of order: it is never
 // forgotten before its time.
 func TestCountLate(t *testing.T) {
-	l := limit.New(evening)
+	l := newLimiter(evening)
 	evening := evening.Truncate(24 * time.Hour).Add(time.Hour)
 	pool, limits := domain.Pool{Owner: "o"}, events.Limits{"minute": 10, "hour": 10, "day": 10}
 	for _, at := range []time.Duration{-2 * time.Hour, 30 * time.Second, 10 * time.Second, -30 * time.Minute, 20 * time.Second, -3 * time.Hour} {
 		l.Count(pool, limits, 1, evening.Add(at))
 	}
-	got := l.Take(pool, limits, 1, evening.Add(79*time.Second), nil)
+	got := l.Take(pool, limits, 1, evening.Add(79*time.Second))
 	for i, used := range []int64{3, 5, 5} { // two are of the day before
 		if got.Limits[i].Remaining != 10-used {
 			t.Errorf("%+v, want %d used", got.Limits[i], used)
@@ -264,10 +293,10 @@ func TestCountLate(t *testing.T) {
 // Memory follows the pools in use: what is idle for longer than its windows is
 // dropped, and nothing else.
 func TestSweep(t *testing.T) {
-	l := limit.New(evening)
+	l := newLimiter(evening)
 	for i := range 5000 {
 		limits := []events.Limits{{"minute": 10}, {"hour": 10}, {"day": 10}, {}}[i%4]
-		l.Take(domain.Pool{Key: fmt.Sprint("key_", i)}, limits, 1, evening, nil)
+		l.Take(domain.Pool{Key: fmt.Sprint("key_", i)}, limits, 1, evening)
 	}
 	for _, c := range []struct {
 		after time.Duration
@@ -280,21 +309,21 @@ func TestSweep(t *testing.T) {
 }
 
 func BenchmarkTake(b *testing.B) {
-	limits := events.Limits{"minute": 1 << 40, "hour": 1 << 40, "day": 1 << 40}
+	quota := domain.Quota{1 << 40, 1 << 40, 1 << 40}
 	for _, n := range []int{1000, 1000000} {
 		pools := make([]domain.Pool, n)
 		for i := range pools {
 			pools[i] = domain.Pool{Keyspace: "a", Owner: "o" + strconv.Itoa(i%1000), Key: events.NewID("key", time.Now())}
 		}
-		l := limit.New(time.Now())
+		l := newLimiter(time.Now())
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			b.ReportAllocs()
 			b.RunParallel(func(p *testing.PB) {
-				var dst [3]limit.Limit
+				var t limit.Taken
 				now := time.Now()
 				r := rand.New(rand.NewPCG(rand.Uint64(), 1))
 				for p.Next() {
-					l.Take(pools[r.IntN(n)], limits, 1, now, dst[:0])
+					l.Limiter.Take(&pools[r.IntN(n)], &quota, 1, now, &t)
 				}
 			})
 		})
