@@ -134,7 +134,7 @@ func parseRoute(s string) (route, error) {
 // servers answer it with the handler of GET, so it may not need less. Methods
 // are compared in any case for the same reason.
 func (r *route) matches(method, path string) bool {
-	if r.methods != nil && !slices.ContainsFunc(r.methods, func(m string) bool {
+	if r.methods != nil && !slices.Contains(r.methods, method) && !slices.ContainsFunc(r.methods, func(m string) bool {
 		return strings.EqualFold(m, method) || m == "GET" && strings.EqualFold(method, "HEAD")
 	}) {
 		return false
@@ -173,8 +173,9 @@ func (p *paths) len() int { return 1 + len(p.more) }
 // readPath takes the path as it was on the request line: escapes untouched,
 // the query cut off here.
 func readPath(path string) paths {
-	if i := strings.IndexAny(path, "?#"); i >= 0 {
-		path = path[:i]
+	path, isPlain := plain(path)
+	if isPlain {
+		return paths{first: path}
 	}
 	if !strings.HasPrefix(path, "/") {
 		// The absolute form of RFC 9112 section 3.2.2 names the host first.
@@ -183,7 +184,7 @@ func readPath(path string) paths {
 		}
 		path = "/" + path
 	}
-	if plain(path) {
+	if _, isPlain := plain(path); isPlain {
 		return paths{first: path}
 	}
 	if len(path) > maxUnclear {
@@ -208,26 +209,29 @@ func appendNew(list []string, s string) []string {
 	return append(list, s)
 }
 
-// plain says whether a path has one reading only.
-func plain(path string) bool {
+// plain cuts the query off a path and says whether the rest begins with a slash
+// and has one reading only.
+func plain(path string) (cut string, ok bool) {
+	ok = path != "" && path[0] == '/'
 	for i := range len(path) {
 		switch path[i] {
+		case '?', '#':
+			return path[:i], ok
 		case '%', '\\', ';':
-			return false
+			ok = false
 		case '/':
-			rest := path[i+1:]
-			if strings.HasPrefix(rest, "/") {
-				return false
-			}
-			if strings.HasPrefix(rest, ".") {
-				rest = strings.TrimPrefix(rest[1:], ".")
-				if rest == "" || rest[0] == '/' {
-					return false
-				}
+			if i+1 < len(path) && (path[i+1] == '/' || path[i+1] == '.' && dots(path[i+1:])) {
+				ok = false
 			}
 		}
 	}
-	return true
+	return path, ok
+}
+
+// dots says whether a path begins with the segment . or ..
+func dots(s string) bool {
+	s = strings.TrimPrefix(s[1:], ".")
+	return s == "" || s[0] == '/' || s[0] == '?' || s[0] == '#'
 }
 
 // unescape decodes what is well escaped and leaves the rest as it is.
