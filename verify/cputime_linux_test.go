@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// threadTime is the processor time of the calling thread, processTime that of all.
-func threadTime() time.Duration  { return spent(1) } // RUSAGE_THREAD
-func processTime() time.Duration { return spent(syscall.RUSAGE_SELF) }
+// callerTime is the processor time of the calling thread, everyTime that of all.
+func callerTime() time.Duration { return spent(1) } // RUSAGE_THREAD
+func everyTime() time.Duration  { return spent(syscall.RUSAGE_SELF) }
 
 func spent(who int) time.Duration {
 	var u syscall.Rusage

@@ -6,5 +6,5 @@ import "time"
 
 var began = time.Now()
 
-func threadTime() time.Duration  { return time.Since(began) }
-func processTime() time.Duration { return time.Since(began) }
+func callerTime() time.Duration { return time.Since(began) }
+func everyTime() time.Duration  { return time.Since(began) }
