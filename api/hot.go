@@ -278,16 +278,16 @@ func usedUp(d *verify.Decision) bool {
 
 func appendAnswer(b []byte, d *verify.Decision, req *domain.Request, requestID string) []byte {
 	rendered := domain.Rendered{Status: http.StatusOK}
-	if d.Valid && d.Owner != nil {
-		var room [5]domain.Header
-		rendered.Headers = d.RateHeaders(room[:0])
-	} else if !d.Valid {
+	if !d.Valid {
 		rendered = d.Answer(req, requestID)
-	} else if route := d.Keyspace.PublicRoute(req.Method, req.Path); route != nil && route.Status != 0 {
+	} else if route := d.Keyspace.PublicRoute(req.Method, req.Path); route != nil && route.Status != 0 { // with a key or without
 		rendered.Status = route.Status
 		if len(route.Body) > 0 {
 			rendered.Body, rendered.Headers = route.Body, []domain.Header{{Name: "Content-Type", Value: "application/json"}}
 		}
+	} else if d.Owner != nil {
+		var room [5]domain.Header
+		rendered.Headers = d.RateHeaders(room[:0])
 	}
 	b = append(b, `{"status":`...)
 	b = strconv.AppendInt(b, int64(rendered.Status), 10)

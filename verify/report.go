@@ -63,7 +63,7 @@ func (v *Verifier) Report(ctx context.Context, reports []UseReport, via string) 
 	if v.recorder == nil {
 		return nil
 	}
-	now := time.Now()
+	now := v.now() // the clock that the decision was made by: readers compare the two
 	for i, u := range reports {
 		if !v.reported.add(u.DecisionID) {
 			continue
@@ -86,7 +86,7 @@ func (v *Verifier) ReportLater(d *Decision, u UseReport, via string) {
 	}
 	u.DecisionID = d.ID()
 	if v.reported.add(u.DecisionID) {
-		v.recorder.pages.Record(v.recorder.report(d.Key, u, time.Now(), via))
+		v.recorder.pages.Record(v.recorder.report(d.Key, u, v.now(), via))
 	}
 }
 

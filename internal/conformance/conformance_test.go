@@ -7,8 +7,7 @@
 // quoted with what carries it until there is one, or passed over with the
 // reason. Every script runs twice, with owners and keys of its own: through the
 // real gateway, and through POST /v1/verify; both must say the same, byte for
-// byte. docs/products.md is written from what was observed, and a test fails
-// where it differs.
+// byte.
 //
 // How it can disappoint. The clock of the product stands still and is moved by
 // the scripts, so that a rolling minute takes no minute; that real clocks move it
@@ -34,7 +33,7 @@ import (
 	"github.com/keyledger/keyledger/gateway"
 )
 
-var update = flag.Bool("update", false, "write docs/products.md, and with -pages the hashes of the pages")
+var update = flag.Bool("update", false, "with -pages, write the hashes of the pages")
 
 // suite is one product.
 type suite struct {
@@ -110,6 +109,8 @@ type step struct {
 	Echo    map[string]string // of admitted requests: what arrived upstream
 	Shows   map[string]any    // of API calls: values by path in the JSON answer; .# is a length
 	Lacks   []string          // what may not stand in the answer
+	Begins  string            // the secret that was answered begins so
+	Like    string            // and goes on like this regular expression, to its end
 }
 
 // values is a string or a list of them.
@@ -148,8 +149,7 @@ func suites(t *testing.T) []*suite {
 	return all
 }
 
-// All five products do what their pages say, and docs/products.md says what they
-// were seen to do.
+// All products do what their pages say.
 func TestConformance(t *testing.T) {
 	all := suites(t)
 	var routes []gateway.Route
@@ -159,7 +159,6 @@ func TestConformance(t *testing.T) {
 		}
 	}
 	w := newWorld(t, routes)
-	ran := 0
 	for _, s := range all {
 		seen := map[string]bool{}
 		o := &observations{suite: s, codes: map[string]observed{}, rows: map[string][]string{}}
@@ -182,9 +181,6 @@ func TestConformance(t *testing.T) {
 		if !whole || len(seen) < steps {
 			continue // something failed, or not everything was asked for
 		}
-		ran++
-		o.document = w.document(s.Keyspace)
-		documents = append(documents, o)
 		for _, code := range domain.Codes() {
 			_, met := o.codes[string(code)]
 			why, excused := s.Unreached[string(code)]
@@ -193,9 +189,4 @@ func TestConformance(t *testing.T) {
 			}
 		}
 	}
-	if ran == len(all) {
-		compareProducts(t, documents)
-	}
 }
-
-var documents []*observations

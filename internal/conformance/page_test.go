@@ -19,7 +19,7 @@ var pages = flag.String("pages", "", "with -update: the directory that holds the
 // themselves are their products' and not part of this repository.
 const pageSums = "testdata/pages.sums"
 
-var sentenceEnd = regexp.MustCompile(`([a-z)”][.!?])\s+([A-Z])`)
+var sentenceEnd = regexp.MustCompile(`([A-Za-z)”][.!?])\s+([A-Z])`)
 
 // sentencesOf cuts a page up: lines, and sentences in a line. Blank lines and
 // blanks around do not count.

@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"crypto/sha256"
@@ -19,8 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"bufio"
-
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/gateway/demo"
 )
@@ -33,11 +32,10 @@ const (
 
 // observations are what one suite was seen to do.
 type observations struct {
-	suite    *suite
-	document *domain.Document
-	codes    map[string]observed // first refusal of each code
-	rows     map[string][]string // by row of the table of products
-	sent     map[*sentence][]exchange
+	suite *suite
+	codes map[string]observed // first refusal of each code
+	rows  map[string][]string // by row of the table of products
+	sent  map[*sentence][]exchange
 }
 
 // observed is a refusal as it was seen, with what differs between runs replaced.
@@ -187,6 +185,9 @@ func (s *script) fill(text string) string {
 		if m[1] == "owner" {
 			return s.owner + strings.TrimPrefix(r, "$owner")
 		}
+		if m[1] == "today" {
+			return s.w.now().Format("2006-01-02T15:04:05Z")
+		}
 		k := s.keys[m[1]]
 		if k == nil {
 			return r
@@ -194,9 +195,9 @@ func (s *script) fill(text string) string {
 		n, _ := strconv.Atoi(m[3])
 		switch m[2] {
 		case "secret":
-			return k.secret
+			return k.secret + m[3]
 		case "old":
-			return k.old
+			return k.old + m[3]
 		case "id":
 			return k.id
 		case "first":
@@ -311,6 +312,14 @@ func (s *script) api(st *step, method, path string, body any, sent string) excha
 		}
 		s.keys[name] = k
 	}
+	shape := ""
+	if st.Begins != "" {
+		rest, ok := strings.CutPrefix(*cmp.Or(made.Secret, new("")), st.Begins)
+		if like := cmp.Or(st.Like, ".+"); !ok || !regexp.MustCompile("^"+like+"$").MatchString(rest) {
+			s.Errorf("%s: the secret is not like %s%s", sent, st.Begins, like)
+		}
+		shape = fmt.Sprintf(", secret: %s + %d characters", st.Begins, len(rest))
+	}
 	if want := cmp.Or(st.Status, map[bool]int{true: 201, false: 200}[st.Create != nil]); a.status != want {
 		s.Errorf("%s: %d, want %d: %s", sent, a.status, want, a.body)
 	}
@@ -326,6 +335,7 @@ func (s *script) api(st *step, method, path string, body any, sent string) excha
 		}
 		got += fmt.Sprintf(", %s: %s", strings.TrimSuffix(at, ".#")+map[bool]string{true: " (number)"}[strings.HasSuffix(at, ".#")], value)
 	}
+	got += shape
 	for _, lack := range st.Lacks {
 		if strings.Contains(string(a.body), s.fill(lack)) {
 			s.Errorf("%s: the answer has %s", sent, lack)
@@ -429,7 +439,7 @@ func (s *script) request(o *observations, c *sentence, st *step) exchange {
 	var q sending
 	sent := st.Send
 	if st.Curl != nil {
-		line := c.Says[max(strings.Index(c.Says, "curl "), 0):]
+		line := curlLine.FindString(c.Says)
 		sent = "this line"
 		for _, words := range slices.Sorted(maps.Keys(st.Curl)) {
 			if !strings.Contains(line, words) {
@@ -719,6 +729,9 @@ func parseCurl(t *testing.T, line string) sending {
 	q.method = cmp.Or(q.method, "GET")
 	return q
 }
+
+// curlLine goes on where a line ends with a backslash.
+var curlLine = regexp.MustCompile(`(?m)^ *curl (.*\\\n)*.*$`)
 
 var shellWords = regexp.MustCompile(`"[^"]*"|'[^']*'|[^\s"']+`)
 

@@ -91,7 +91,7 @@ func (w *world) ok(err error) {
 // stands at noon of a day long ago until a script moves it.
 func newWorld(t testing.TB, routes []gateway.Route) *world {
 	w := &world{t: t, api: map[string]http.Handler{}, plain: map[string]string{}, secure: map[string]string{}, clients: map[string]*http.Client{}}
-	w.clock.Store(time.Date(2020, 1, 6, 12, 0, 0, 0, time.UTC).UnixMilli())
+	w.clock.Store(time.Date(2001, 1, 8, 12, 0, 0, 0, time.UTC).UnixMilli())
 	log := slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
 
 	nc := testenv.Conn(t, testenv.NATS(t))

@@ -5,6 +5,7 @@ package check
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"strings"
 	"testing"
@@ -180,16 +181,25 @@ func (s Subject) rows(ctx context.Context, t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var looked []string
+	for _, secret := range s.Secrets {
+		looked = append(looked, secret, hex.EncodeToString([]byte(secret)))
+	}
 	for _, table := range tables {
-		for _, secret := range s.Secrets {
-			var n int
-			err := s.Pool.QueryRow(ctx, `select count(*) from `+table+` t where t::text like '%' || $1 || '%' or t::text like '%' || encode($1::text::bytea, 'hex') || '%'`, secret).Scan(&n)
-			if err != nil {
-				t.Fatal(err)
+		rows, err := s.Pool.Query(ctx, `select t::text from `+table+` t`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text string
+		if _, err := pgx.ForEachRow(rows, []any{&text}, func() error {
+			for _, secret := range looked {
+				if strings.Contains(text, secret) {
+					t.Errorf("a row of %s holds a secret", table)
+				}
 			}
-			if n > 0 {
-				t.Errorf("%d rows of %s hold a secret", n, table)
-			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -1,5 +1,0 @@
-package conformance
-
-import "testing"
-
-func compareProducts(t *testing.T, all []*observations) {}
