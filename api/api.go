@@ -64,7 +64,8 @@ type Deps struct {
 	// key counts; nil: the one of the connection.
 	ClientIP func(*http.Request) string
 
-	// Ready says, by name, what is not ready yet and why; nil errors are well.
+	// Ready says, by name, what is not ready yet and why; nil errors are well, a
+	// [Note] is well and says something.
 	// It MUST answer within a second. The keyring is checked anyway.
 	Ready func(context.Context) map[string]error
 

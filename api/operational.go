@@ -30,6 +30,12 @@ type check struct {
 	Detail string `json:"detail,omitempty"`
 }
 
+// Note is an error that operators should know of and that keeps nobody from
+// relying on this node: its check is ok, with a detail.
+type Note struct{ Err error }
+
+func (n Note) Error() string { return n.Err.Error() }
+
 var errFolding = errors.New("the ledger is still being read")
 
 // caughtUp says whether this node's memory has all that the ledger has. A ledger
@@ -66,7 +72,10 @@ func (a *API) readiness(w http.ResponseWriter, r *http.Request) {
 	for name, err := range found {
 		c := check{OK: err == nil}
 		if err != nil {
-			c.Detail, status = err.Error(), http.StatusServiceUnavailable
+			c.Detail = err.Error()
+			if _, c.OK = err.(Note); !c.OK {
+				status = http.StatusServiceUnavailable
+			}
 		}
 		checks[name] = c
 	}

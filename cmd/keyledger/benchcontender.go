@@ -26,6 +26,7 @@ import (
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/gateway"
+	"github.com/keyledger/keyledger/gateway/front"
 	"github.com/keyledger/keyledger/internal/bench"
 	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/projections/keyring"
@@ -202,9 +203,9 @@ func (r *rival) start(ctx context.Context) (*contenderReady, error) {
 		return nil, err
 	}
 	ready.Address = l.Addr().String()
-	s := newServer("bench", l, handler)
-	go s.http.Serve(l)
-	r.last = append(r.last, func(context.Context) { s.http.Close() })
+	s := front.New(front.Config{}, handler, nil, r.log)
+	go s.Serve(l)
+	r.last = append(r.last, s.Drain)
 	return ready, nil
 }
 

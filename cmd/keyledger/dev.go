@@ -184,16 +184,16 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	servers, err := f.authz.servers(z)
+	endpoints, err := f.authz.endpoints(z, log)
 	if err != nil {
 		return err
 	}
 	deps := apiDeps(ctx, n)
 	deps.Authz = z
-	servers = append(servers,
-		newServer("the API", apiListener, api.New(deps)),
-		newServer("the gateway", gatewayListener, gw),
-		newServer("the demo upstream", upstream, demo.Handler()),
+	endpoints = append(endpoints,
+		plainly("the API", apiListener, api.New(deps), log),
+		plainly("the gateway", gatewayListener, gw, log),
+		plainly("the demo upstream", upstream, demo.Handler(), log),
 	)
 	places := devPlaces{
 		API: "http://" + apiListener.Addr().String(), Gateway: "http://" + gatewayListener.Addr().String(),
@@ -208,7 +208,7 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 		log.Warn("no context file was written; give --url and --token-file to the other commands", "error", err)
 	}
 	running := make(chan error, 1)
-	go func() { running <- serveAll(ctx, n.failed, servers...) }()
+	go func() { running <- n.serve(ctx, nil, endpoints...) }()
 	if !f.noSample {
 		if err := sample(ctx, n, places.Gateway); err != nil && ctx.Err() == nil {
 			log.Warn("the sample is not complete", "error", err)

@@ -2,8 +2,8 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -58,21 +58,21 @@ func forwardAuth(n *node, c gateway.Config) (*authz.Handler, error) {
 	return authz.New(n.verifier, authz.Options{Durable: c.Audit == gateway.AuditStrict, DurableTime: c.AuditTimeout, Before: before}), nil
 }
 
-// servers are the listeners of the settings.
-func (s *authzSettings) servers(z *authz.Handler) (servers []*httpServer, err error) {
+// endpoints are those of the settings.
+func (s *authzSettings) endpoints(z *authz.Handler, log *slog.Logger) (endpoints []*endpoint, err error) {
 	defer func() {
 		if err != nil {
-			for _, server := range servers {
-				server.l.Close()
+			for _, e := range endpoints {
+				e.plain.Close()
 			}
 		}
 	}()
 	if s.AuthzListen != "" {
 		l, err := listen("forward-auth", "authz-listen", s.AuthzListen)
 		if err != nil {
-			return servers, err
+			return endpoints, err
 		}
-		servers = append(servers, newServer("forward-auth", l, http.Handler(z)))
+		endpoints = append(endpoints, plainly("forward-auth", l, z, log))
 	}
 	if s.AuthzSocket != "" {
 		mode := os.FileMode(s.AuthzSocketMode)
@@ -81,11 +81,11 @@ func (s *authzSettings) servers(z *authz.Handler) (servers []*httpServer, err er
 		}
 		l, err := listenSocket(s.AuthzSocket, mode)
 		if err != nil {
-			return servers, err
+			return endpoints, err
 		}
-		servers = append(servers, newServer("forward-auth's socket", l, z.Proven()))
+		endpoints = append(endpoints, plainly("forward-auth's socket", l, z.Proven(), log))
 	}
-	return servers, nil
+	return endpoints, nil
 }
 
 // socket is a listener that removes its file, unless another has its place.

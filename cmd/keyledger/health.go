@@ -7,6 +7,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/keyledger/keyledger/api"
+	"github.com/keyledger/keyledger/gateway/front"
 )
 
 // health answers for a gateway what the API answers for the service: /healthz,
@@ -15,8 +18,8 @@ func health(n *node) http.Handler {
 	gauge := func(name, help string, value func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "keyledger", Name: name, Help: help}, value)
 	}
-	registry := prometheus.NewRegistry()
-	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	registry := registry(n)
+	registry.MustRegister(
 		gauge("keyring_sequence", "Last LEDGER sequence that this process decides with.", func() float64 { return float64(n.ring.Sequence()) }),
 		gauge("verifier_lost_seconds", "How long ago LEDGER was last known to be followed to its end.", func() float64 { return n.verifier.Lost().Seconds() }),
 		gauge("recorder_held", "Facts that wait in memory to be written to USAGE.", func() float64 { return float64(n.recorder.Held()) }),
@@ -36,8 +39,10 @@ func health(n *node) http.Handler {
 		for name, err := range n.ready(r.Context()) {
 			c := check{OK: err == nil}
 			if err != nil {
-				c.Detail, answer.Ready = err.Error(), false
+				c.Detail = err.Error()
+				_, c.OK = err.(api.Note)
 			}
+			answer.Ready = answer.Ready && c.OK
 			answer.Checks[name] = c
 		}
 		w.Header().Set("Content-Type", "application/json")
@@ -47,4 +52,38 @@ func health(n *node) http.Handler {
 		_ = json.NewEncoder(w).Encode(answer)
 	})
 	return mux
+}
+
+// registry is where a process counts: what every process says of itself, and its
+// certificates.
+func registry(n *node) *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	if n.certificates != nil {
+		r.MustRegister(certificates{n.certificates})
+	}
+	return r
+}
+
+// certificates are the gauges of the certificates in use.
+type certificates struct{ *front.Certificates }
+
+var (
+	notAfter = prometheus.NewDesc("keyledger_tls_certificate_not_after_seconds", "Unix time at which the certificate in use expires.", []string{"cert"}, nil)
+	refused  = prometheus.NewDesc("keyledger_tls_certificate_refused", "1 where what is in the files now cannot be used, so that what was there before still is.", []string{"cert"}, nil)
+)
+
+// Describe is prometheus.Collector's.
+func (certificates) Describe(to chan<- *prometheus.Desc) { to <- notAfter; to <- refused }
+
+// Collect is prometheus.Collector's.
+func (c certificates) Collect(to chan<- prometheus.Metric) {
+	for _, s := range c.State() {
+		broken := 0.0
+		if s.Err != nil {
+			broken = 1
+		}
+		to <- prometheus.MustNewConstMetric(notAfter, prometheus.GaugeValue, float64(s.NotAfter.Unix()), s.File)
+		to <- prometheus.MustNewConstMetric(refused, prometheus.GaugeValue, broken, s.File)
+	}
 }

@@ -9,8 +9,10 @@ import (
 	"net/http"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -23,6 +25,7 @@ import (
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/gateway/front"
 	"github.com/keyledger/keyledger/migrations"
 	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/keyring"
@@ -60,6 +63,9 @@ type node struct {
 	verifier *verify.Verifier
 	runner   *projections.Runner
 	commands *commands.Commands
+
+	certificates *front.Certificates // nil: no TLS is spoken here
+	draining     atomic.Bool         // it takes no more requests
 
 	stop   context.CancelFunc // of the followers
 	done   sync.WaitGroup
@@ -205,45 +211,56 @@ func listen(what, flag, addr string) (net.Listener, error) {
 	return nil, fmt.Errorf("%s cannot listen on %s: %w; choose another address with --%s", what, addr, err, flag)
 }
 
-// httpServer is one HTTP server of this process.
-type httpServer struct {
-	name string
-	http *http.Server
-	l    net.Listener
+// endpoint is one handler of this process and where it is served.
+type endpoint struct {
+	name   string
+	server *front.Server
+	plain  net.Listener // nil: over TLS alone
+	tls    net.Listener // nil: in plain alone
 }
 
-func newServer(name string, l net.Listener, h http.Handler) *httpServer {
-	return &httpServer{name: name, l: l, http: &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}}
+// plainly serves a handler on one listener without TLS.
+func plainly(name string, l net.Listener, h http.Handler, log *slog.Logger) *endpoint {
+	return &endpoint{name: name, plain: l, server: front.New(front.Config{}, h, nil, log)}
 }
 
-// serveAll runs servers until ctx ends or something fails, then lets requests
-// in flight finish.
-func serveAll(ctx context.Context, failed <-chan error, servers ...*httpServer) error {
-	ended := make(chan error, len(servers))
-	for _, s := range servers {
-		go func() {
-			if err := s.http.Serve(s.l); !errors.Is(err, http.ErrServerClosed) {
-				ended <- fmt.Errorf("%s: %w", s.name, err)
-			}
-		}()
+// serve runs endpoints until ctx ends or something fails, then lets requests
+// under way finish. health, which may be nil, answers until all others have ended,
+// and says from the first moment on that this node is not ready any more.
+func (n *node) serve(ctx context.Context, health *endpoint, endpoints ...*endpoint) error {
+	all := endpoints
+	if health != nil {
+		all = append(slices.Clip(endpoints), health)
+	}
+	ended := make(chan error, 2*len(all))
+	run := func(name string, serve func(net.Listener) error, l net.Listener) {
+		if l != nil {
+			go func() {
+				if err := serve(l); err != nil {
+					ended <- fmt.Errorf("%s: %w", name, err)
+				}
+			}()
+		}
+	}
+	for _, e := range all {
+		run(e.name, e.server.Serve, e.plain)
+		run(e.name, e.server.ServeTLS, e.tls)
 	}
 	var err error
 	select {
 	case <-ctx.Done():
-	case err = <-failed:
+	case err = <-n.failed:
 	case err = <-ended:
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer cancel()
+	n.draining.Store(true)
 	var wg sync.WaitGroup
-	for _, s := range servers {
-		wg.Go(func() {
-			if s.http.Shutdown(drain) != nil {
-				s.http.Close()
-			}
-		})
+	for _, e := range endpoints {
+		wg.Go(func() { e.server.Drain(context.WithoutCancel(ctx)) })
 	}
 	wg.Wait()
+	if health != nil {
+		health.server.Drain(context.WithoutCancel(ctx))
+	}
 	return err
 }
 
@@ -269,6 +286,7 @@ func apiDeps(ctx context.Context, n *node) api.Deps {
 		Commands: n.commands, Ring: n.ring, Ledger: n.ledger, Verifier: n.verifier, Recorder: n.recorder,
 		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner,
 		Version: build().Version, Log: n.config.Log, Ready: n.ready, Draining: ctx,
+		Metrics: registry(n),
 	}
 }
 
@@ -278,6 +296,19 @@ func (n *node) ready(context.Context) map[string]error {
 	checks := map[string]error{"ledger": n.ledger.Err(events.Ledger), "stream": nil}
 	if lost := n.verifier.Lost(); lost > 10*time.Second {
 		checks["stream"] = fmt.Errorf("LEDGER was last known to be followed to its end %s ago: is NATS reachable?", lost.Round(time.Second))
+	}
+	if n.certificates != nil {
+		checks["certificates"] = nil
+		for _, c := range n.certificates.State() {
+			if c.Err != nil {
+				checks["certificates"] = api.Note{Err: fmt.Errorf("what is in the files now is not in use, but what was there before: %w", c.Err)}
+			} else if time.Until(c.NotAfter) < 0 {
+				checks["certificates"] = api.Note{Err: fmt.Errorf("%s has expired on %s", c.File, c.NotAfter.UTC().Format(time.DateOnly))}
+			}
+		}
+	}
+	if n.draining.Load() {
+		checks["serving"] = errors.New("this process is about to end: it finishes what is under way and takes nothing more")
 	}
 	return checks
 }

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,6 +19,7 @@ import (
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/gateway"
+	"github.com/keyledger/keyledger/gateway/front"
 )
 
 const drainWithin = 15 * time.Second
@@ -33,22 +37,24 @@ func (a *app) serveCommand() *cobra.Command {
 				if !hasOperator(n) {
 					n.config.Log.Warn("there is no operator key yet: make the first one with `keyledger init`")
 				}
-				l, err := listen("the API", "listen", s.listenOr("127.0.0.1:7070"))
+				if s.Front.BodyTimeout == 0 {
+					s.Front.BodyTimeout = 30 * time.Second // the API takes documents, no streams
+				}
+				z, err := forwardAuth(n, s.Gateway)
 				if err != nil {
 					return err
 				}
-				n.config.Log.Info("serving the API", "address", l.Addr().String(), "sequence", n.ring.Sequence())
-				z, err := forwardAuth(n, s.Config)
-				if err != nil {
-					return err
-				}
-				proxies, err := s.servers(z)
+				proxies, err := s.endpoints(z, n.config.Log)
 				if err != nil {
 					return err
 				}
 				deps := apiDeps(ctx, n)
 				deps.Authz = z
-				return serveAll(ctx, n.failed, append(proxies, newServer("the API", l, api.New(deps)))...)
+				e, err := n.open(ctx, s, "the API", "127.0.0.1:7070", api.New(deps))
+				if err != nil {
+					return err
+				}
+				return n.serve(ctx, nil, append(proxies, e)...)
 			})
 		},
 	}
@@ -65,39 +71,39 @@ func (a *app) gatewayCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if len(s.Routes) == 0 && s.AuthzListen == "" && s.AuthzSocket == "" {
+			if len(s.Gateway.Routes) == 0 && s.AuthzListen == "" && s.AuthzSocket == "" {
 				return usageError("the gateway has no routes: write them into the file that --config names, or name authz_listen or authz_socket for forward-auth")
 			}
-			if err := s.Config.Validate(); err != nil {
+			if err := s.Gateway.Validate(); err != nil {
 				return err
 			}
 			return a.withNode(cmd.Context(), s, "gateway", func(ctx context.Context, n *node) error {
-				gw, err := gateway.New(s.Config, n.verifier, n.recorder, n.config.Log)
+				gw, err := gateway.New(s.Gateway, n.verifier, n.recorder, n.config.Log)
 				if err != nil {
 					return err
 				}
-				l, err := listen("the gateway", "listen", s.listenOr("127.0.0.1:7071"))
+				e, err := n.open(ctx, s, "the gateway", "127.0.0.1:7071", gw)
 				if err != nil {
 					return err
 				}
-				n.config.Log.Info("serving the gateway", "address", l.Addr().String(), "routes", len(s.Routes), "sequence", n.ring.Sequence())
-				z, err := forwardAuth(n, s.Config)
+				z, err := forwardAuth(n, s.Gateway)
 				if err != nil {
 					return err
 				}
-				servers, err := s.servers(z)
+				endpoints, err := s.endpoints(z, n.config.Log)
 				if err != nil {
 					return err
 				}
-				servers = append(servers, newServer("the gateway", l, gw))
+				endpoints = append(endpoints, e)
+				var h *endpoint
 				if s.HealthListen != "" {
-					h, err := listen("the gateway's health", "health-listen", s.HealthListen)
+					l, err := listen("the gateway's health", "health-listen", s.HealthListen)
 					if err != nil {
 						return err
 					}
-					servers = append(servers, newServer("the gateway's health", h, health(n)))
+					h = plainly("the gateway's health", l, health(n), n.config.Log)
 				}
-				err = serveAll(ctx, n.failed, servers...)
+				err = n.serve(ctx, h, endpoints...)
 				drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
 				defer cancel()
 				return errors.Join(err, gw.Shutdown(drain))
@@ -108,11 +114,34 @@ func (a *app) gatewayCommand() *cobra.Command {
 	return c
 }
 
-func (s *settings) listenOr(otherwise string) string {
-	if s.Listen == "" {
-		return otherwise
+// open makes the endpoint that the settings describe. Its certificates are read
+// again, until ctx ends, when their files change and on SIGHUP; that signal ends
+// no process that serves.
+func (n *node) open(ctx context.Context, s *settings, name, otherwise string, h http.Handler) (*endpoint, error) {
+	e := &endpoint{name: name, server: front.New(s.Front, h, n.certificates, n.config.Log)}
+	said := []any{"sequence", n.ring.Sequence()}
+	plain := s.Listen
+	if plain == "" && n.certificates == nil {
+		plain = otherwise
 	}
-	return s.Listen
+	var err error
+	if plain != "" {
+		if e.plain, err = listen(name, "listen", plain); err != nil {
+			return nil, err
+		}
+		said = append(said, "address", e.plain.Addr().String())
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	if n.certificates != nil {
+		if e.tls, err = listen(name, "tls-listen", s.Front.TLS.Listen); err != nil {
+			return nil, err
+		}
+		said = append(said, "tls_address", e.tls.Addr().String())
+		go n.certificates.Watch(ctx, hup)
+	}
+	n.config.Log.Info("serving "+name, said...)
+	return e, nil
 }
 
 // withNode runs f with a node made from settings. A gateway gets no PostgreSQL.
@@ -138,6 +167,12 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 		}
 		c.HeadFile = filepath.Join(s.StateDir, "head."+program+".json")
 	}
+	var certificates *front.Certificates
+	if s.Front.TLS.Listen != "" && (program == "gateway" || program == "serve") {
+		if certificates, err = front.LoadCertificates(s.Front.TLS.Certificates, log); err != nil {
+			return err
+		}
+	}
 	if program != "gateway" {
 		if c.Pool, err = s.pool(ctx); err != nil {
 			return err
@@ -148,6 +183,7 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 	if err != nil {
 		return err
 	}
+	n.certificates = certificates
 	err = f(ctx, n)
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
 	defer cancel()

@@ -26,14 +26,19 @@ import (
 
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/gateway"
+	"github.com/keyledger/keyledger/gateway/front"
 )
 
 // settings are what `serve` and `gateway` read from a YAML file, from the
 // environment (KEYLEDGER_NATS_URL is nats.url) and from flags (--nats-url),
 // the later ones counting. These comments are the manual.
 type settings struct {
-	// Listen is where HTTP is served: the API of serve, the proxy of gateway.
+	// Listen is where HTTP is served without TLS: the API of serve, the proxy of
+	// gateway. Default: 127.0.0.1:7070 and :7071, or with tls.listen nowhere.
 	Listen string `yaml:"listen"`
+
+	// tls, h2c, header_timeout, …
+	Front front.Config `yaml:",inline"`
 
 	// HealthListen is where a gateway answers /healthz, /readyz and /metrics,
 	// apart from the API's own paths. Default: nowhere.
@@ -93,12 +98,21 @@ type settings struct {
 
 	// Of a gateway: routes, trusted_proxies, audit, … The latter two are also
 	// those of forward-auth.
-	gateway.Config `yaml:",inline"`
+	Gateway gateway.Config `yaml:",inline"`
 }
 
 // flagged are the settings that are also flags and environment variables.
 var flagged = []struct{ path, usage string }{
 	{"listen", "address to serve on"},
+	{"tls.listen", "address to serve on over TLS"},
+	{"tls.certificates", "PEM files of certificate and key, cert:key, separated by commas"},
+	{"tls.min_version", "least version of TLS: 1.2, 1.3"},
+	{"h2c", "take HTTP/2 without TLS too (true)"},
+	{"header_timeout", "how long a client may take for a request's header"},
+	{"idle_timeout", "how long a connection may wait for its next request"},
+	{"body_timeout", "how long a client may pause while it sends a body"},
+	{"drain_timeout", "how long requests under way may take at the end"},
+	{"max_header_bytes", "how long a request's header may be"},
 	{"health_listen", "address of a gateway's /healthz, /readyz and /metrics"},
 	{"authz_listen", "address that answers forward-auth alone, to proxies with a token"},
 	{"authz_socket", "Unix socket that answers forward-auth without a token"},
@@ -172,6 +186,9 @@ func readSettings(cmd *cobra.Command, config string) (*settings, error) {
 	if err := d.Decode(&s); err != nil {
 		return nil, fmt.Errorf("settings: %w", err)
 	}
+	if err := s.Front.Validate(); err != nil {
+		return nil, fmt.Errorf("settings: %w", err)
+	}
 	if s.NATS.Replicas == 0 {
 		s.NATS.Replicas = 1
 	}
@@ -192,8 +209,15 @@ func scalar(path, v string) any {
 	switch path {
 	case "nats.monitor":
 		return strings.Split(v, ",")
-	case "authz_socket_mode": // digits, and no number
+	case "authz_socket_mode", "tls.min_version": // no numbers, although they look like some
 		return v
+	case "tls.certificates":
+		var pairs []any
+		for _, pair := range strings.Split(v, ",") {
+			cert, key, _ := strings.Cut(pair, ":")
+			pairs = append(pairs, map[string]any{"cert": cert, "key": key})
+		}
+		return pairs
 	}
 	var x any
 	if yamlv3.Unmarshal([]byte(v), &x) != nil || x == nil {

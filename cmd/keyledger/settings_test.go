@@ -34,11 +34,11 @@ func TestDeployedSettings(t *testing.T) {
 			}
 			continue
 		}
-		if err := s.Config.Validate(); err != nil {
+		if err := s.Gateway.Validate(); err != nil {
 			t.Errorf("gateway.yaml: %v", err)
 		}
-		if len(s.Routes) == 0 || s.Postgres.URLFile != "" {
-			t.Errorf("gateway.yaml: %d routes, PostgreSQL %+v", len(s.Routes), s.Postgres)
+		if len(s.Gateway.Routes) == 0 || s.Postgres.URLFile != "" {
+			t.Errorf("gateway.yaml: %d routes, PostgreSQL %+v", len(s.Gateway.Routes), s.Postgres)
 		}
 	}
 }

@@ -21,6 +21,9 @@ func ParseProxies(list []string) (Proxies, error) {
 			a = a.Unmap().WithZone("")
 			networks = append(networks, netip.PrefixFrom(a, a.BitLen()))
 		} else if p, err := netip.ParsePrefix(s); err == nil {
+			if p.Addr().Is4In6() && p.Bits() >= 96 {
+				p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+			}
 			networks = append(networks, p.Masked())
 		} else {
 			problems = append(problems, fmt.Errorf("trusted_proxies[%d]: %q is neither an address nor a network: write 10.0.0.7 or 10.0.0.0/8", i, s))

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/verify"
@@ -88,8 +89,16 @@ func TellRoom(h http.Header, d *verify.Decision) {
 	}
 }
 
+// restOfBody is how long a refusal waits for a body that nobody will read.
+const restOfBody = 2 * time.Second
+
 // Refuse sends a rendered refusal.
 func Refuse(w http.ResponseWriter, r *http.Request, a domain.Rendered) {
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		// net/http reads what is left of a short body before it answers, for as long
+		// as the client takes; anybody could hold a connection so, without a key.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(restOfBody))
+	}
 	h := w.Header()
 	for _, line := range a.Headers {
 		h.Add(line.Name, line.Value)
