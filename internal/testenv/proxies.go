@@ -1,0 +1,194 @@
+package testenv
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// Nginx answers where the machine's nginx is, and what its environment needs
+// besides. Where there is none, Debian's package is unpacked once into the user's
+// cache, which takes apt and a mirror, but no root.
+func Nginx(t testing.TB) (path string, env []string) {
+	t.Helper()
+	for _, name := range []string{"nginx", "/usr/sbin/nginx", "/usr/local/sbin/nginx", "/opt/homebrew/bin/nginx"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
+	}
+	root, err := unpackedNginx()
+	if err != nil {
+		t.Fatalf("nginx is not on this machine and cannot be fetched: %v\ninstall it (apt-get install nginx)", err)
+	}
+	return filepath.Join(root, "usr/sbin/nginx"), []string{"LD_LIBRARY_PATH=" + strings.Join(libraries(root), ":")}
+}
+
+// Caddy builds Caddy, of the version that caddy/go.mod names, once into the user's
+// cache, and answers where it is. The first time takes minutes.
+func Caddy(t testing.TB) (path string) {
+	t.Helper()
+	path, err := builtCaddy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var builtCaddy = sync.OnceValues(func() (string, error) {
+	_, here, _, _ := runtime.Caller(0)
+	source := filepath.Join(filepath.Dir(here), "caddy")
+	version := sha256.New()
+	for _, name := range []string{"go.mod", "go.sum", "main.go"} {
+		b, err := os.ReadFile(filepath.Join(source, name))
+		if err != nil {
+			return "", err
+		}
+		version.Write(b)
+	}
+	version.Write([]byte(runtime.Version()))
+	dir, err := once("caddy-"+hex.EncodeToString(version.Sum(nil)[:8]), func(dir string) error {
+		build := exec.Command("go", "build", "-ldflags=-s -w", "-o", filepath.Join(dir, "caddy"), ".")
+		build.Dir = source
+		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
+		if out, err := build.CombinedOutput(); err != nil {
+			return fmt.Errorf("build Caddy in %s: %w\n%s", source, err, out)
+		}
+		return nil
+	})
+	return filepath.Join(dir, "caddy"), err
+})
+
+var unpackedNginx = sync.OnceValues(func() (string, error) {
+	return once("nginx", func(dir string) error {
+		lists, cache := filepath.Join(dir, "lists"), filepath.Join(dir, "cache")
+		for _, d := range []string{filepath.Join(lists, "partial"), filepath.Join(cache, "archives", "partial")} {
+			if err := os.MkdirAll(d, 0o755); err != nil {
+				return err
+			}
+		}
+		run := func(name string, args ...string) (string, error) {
+			c := exec.Command(name, args...)
+			c.Dir, c.Env = dir, append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
+			out, err := c.CombinedOutput()
+			if err != nil {
+				return "", fmt.Errorf("%s: %w\n%s", c, err, out)
+			}
+			return string(out), nil
+		}
+		apt := func(args ...string) (string, error) {
+			return run("apt-get", append([]string{
+				"-q", "-o", "Dir::State::Lists=" + lists, "-o", "Dir::Cache=" + cache,
+				"-o", "Debug::NoLocking=true", "-o", "APT::Sandbox::User=", "-o", "Dir::Log=" + dir,
+			}, args...)...)
+		}
+		if _, err := apt("update"); err != nil {
+			return err
+		}
+		// What it would install beside nginx is what this machine lacks.
+		plan, err := apt("--simulate", "--no-install-recommends", "install", "nginx")
+		if err != nil {
+			return err
+		}
+		download := []string{"download"}
+		for line := range strings.Lines(plan) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "Inst" {
+				download = append(download, f[1])
+			}
+		}
+		if _, err := apt(download...); err != nil {
+			return err
+		}
+		packages, err := filepath.Glob(filepath.Join(dir, "*.deb"))
+		if err != nil {
+			return err
+		}
+		for _, deb := range packages {
+			if _, err := run("dpkg", "-x", deb, dir); err != nil {
+				return err
+			}
+			os.Remove(deb)
+		}
+		os.RemoveAll(lists)
+		os.RemoveAll(cache)
+		v := exec.Command(filepath.Join(dir, "usr/sbin/nginx"), "-V")
+		v.Env = append(os.Environ(), "LD_LIBRARY_PATH="+strings.Join(libraries(dir), ":"))
+		if out, err := v.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", v, err, out)
+		}
+		return nil
+	})
+})
+
+// libraries are the directories below root that hold shared libraries.
+func libraries(root string) (dirs []string) {
+	for _, pattern := range []string{"lib/*-linux-*", "usr/lib/*-linux-*", "lib", "usr/lib"} {
+		found, _ := filepath.Glob(filepath.Join(root, pattern)) // the pattern is well-formed
+		dirs = append(dirs, found...)
+	}
+	return dirs
+}
+
+// once makes a directory in the user's cache that is kept for later runs. All
+// processes that want it wait for the one that makes it; one that was not finished
+// is made anew.
+func once(name string, fill func(dir string) error) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
+	}
+	cache = filepath.Join(cache, "keyledger-test")
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(filepath.Join(cache, name+".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", err
+	}
+	done := filepath.Join(cache, name)
+	if _, err := os.Stat(done); !errors.Is(err, fs.ErrNotExist) {
+		return done, err
+	}
+	making := done + ".part"
+	if err := os.RemoveAll(making); err != nil {
+		return "", err
+	}
+	if err := os.Mkdir(making, 0o755); err != nil {
+		return "", err
+	}
+	if err := fill(making); err != nil {
+		os.RemoveAll(making)
+		return "", err
+	}
+	return done, os.Rename(making, done)
+}
+
+// FreePort answers a TCP port of 127.0.0.1 that is free, for a program that cannot
+// choose one itself: of those that the kernel gives to nobody who does not ask.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	for range 100 {
+		port := 12000 + rand.IntN(18000)
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
+	}
+	t.Fatal("no port of 127.0.0.1 is free")
+	return 0
+}
