@@ -9,10 +9,13 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/verify/limit"
+	"github.com/keyledger/keyledger/verify/peers"
 )
 
 // Limit is where a key stands in one window.
@@ -172,6 +175,46 @@ func (d *Decision) serviceLimit(l *Limit) []byte {
 	return strconv.AppendInt(append(b, ";t="...), seconds, 10)
 }
 
+// Share makes one limit of those of all verifiers that are reached over conn and
+// share as well: they tell each other what they admit. node is the name under
+// which this process records. It MUST be called before the first request is
+// decided and before [Verifier.Recount], and returns when this process listens and
+// has asked the others, or with the error of ctx.
+func (v *Verifier) Share(ctx context.Context, conn *nats.Conn, node string, log *slog.Logger) error {
+	v.peers = peers.New(v.limits, peers.Options{Node: node, Start: time.Now(), Quota: v.quotaOf, Log: log})
+	listens, ended := make(chan struct{}), make(chan error, 1)
+	v.running.Go(func() { ended <- v.peers.Run(v.life, conn, func() { close(listens) }) })
+	select {
+	case <-listens:
+		return nil
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Peers is what other verifiers tell and are told; nil before [Verifier.Share].
+func (v *Verifier) Peers() *peers.Peers { return v.peers }
+
+func (v *Verifier) quotaOf(pool domain.Pool) (*domain.Quota, domain.Pool) {
+	k, owner := v.keyspace(pool.Keyspace), v.ring.Owner(pool.Keyspace, pool.Owner)
+	if k == nil || owner == nil {
+		return nil, pool
+	}
+	var key *domain.Key
+	if pool.Key != "" {
+		if key = v.ring.Key(pool.Key); key == nil || key.Keyspace != pool.Keyspace {
+			return nil, pool
+		}
+	}
+	quota, own := k.QuotaFor(key, owner)
+	if own != pool { // of a key that draws from another one by now
+		return nil, pool
+	}
+	return quota, own
+}
+
 // Recount counts what USAGE says was admitted in the windows that are not over,
 // by every node, so that a restart opens no limit. It MUST be called before the
 // first request is decided, and returns when all is counted; or after atMost,
@@ -268,14 +311,15 @@ func (v *Verifier) recall(e *events.Envelope, now time.Time) {
 		return
 	}
 	var key *domain.Key
-	n, at := int64(1), e.Time
+	n, at, node := int64(1), e.Time, ""
 	switch d := e.Data.(type) {
 	case events.KeyUsed:
+		node = d.Node
 		if key = v.ring.Key(e.Key); key == nil {
 			return
 		}
 	case events.LimitTaken:
-		n, at = d.Count, d.Last
+		n, at, node = d.Count, d.Last, d.Node
 	default:
 		return
 	}
@@ -284,5 +328,9 @@ func (v *Verifier) recall(e *events.Envelope, now time.Time) {
 	if when.After(now) { // of a node whose clock is ahead
 		when = now
 	}
-	v.limits.Count(&pool, quota, n, when)
+	by := limit.Node{Name: node}
+	if v.peers != nil {
+		by = v.peers.Node(node)
+	}
+	v.limits.Recall(by, &pool, quota, n, when, now)
 }

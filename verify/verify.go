@@ -16,8 +16,9 @@
 // keeps uses in bounded memory: what does not fit while NATS is away is declared
 // as a gap, and a killed process loses what it had not written yet, some
 // milliseconds of it; [Verifier.RecordDurably] is for those who cannot have that.
-// Limits are those of one process (package limit): several admit up to theirs
-// each, and a process that begins calls [Verifier.Recount]. What is asked of a
+// Limits are those of one process (package limit), which counts what others tell
+// after [Verifier.Share] (package peers); a process that begins calls
+// [Verifier.Recount]. What is asked of a
 // keyspace that does not exist is refused and not counted: there is no subject it
 // could stand on. Where memory is full, the count of a second's refusals that is
 // dropped is declared as one lost fact.
@@ -36,6 +37,7 @@ import (
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/projections/keyring"
 	"github.com/keyledger/keyledger/verify/limit"
+	"github.com/keyledger/keyledger/verify/peers"
 )
 
 // DefaultStaleWindow is how long a verifier that lost the stream goes on.
@@ -62,6 +64,7 @@ type Verifier struct {
 	clock    func() time.Time // nil: the system's
 	fresh    *freshness
 	limits   *limit.Limiter
+	peers    *peers.Peers    // nil: nobody is told what is admitted here
 	life     context.Context // ends with Close
 	stop     context.CancelFunc
 	running  sync.WaitGroup

@@ -125,6 +125,9 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		Head:        func(ctx context.Context) (uint64, error) { return n.ledger.Head(ctx, events.Ledger) },
 		StaleWindow: c.Stale,
 	})
+	if err := n.verifier.Share(ctx, c.Conn, c.Name, c.Log); err != nil {
+		return nil, err
+	}
 	// What is limited counts on; a log that cannot be read says so elsewhere, and
 	// keeps nobody from verifying.
 	if err := n.verifier.Recount(ctx, n.ledger, recountTime, c.Log); err != nil {

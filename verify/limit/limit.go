@@ -25,14 +25,16 @@
 // one, it begins empty. A pool whose keys have different limits counts in the
 // windows of whoever asks. Rolling windows follow the process's monotonic clock,
 // which stands still while the machine sleeps, so that no step of the wall clock
-// opens them; days follow the wall clock. Nothing here knows of other nodes:
-// [Limiter.Count] takes what they admitted.
+// opens them; days follow the wall clock. Nothing here talks to other nodes:
+// [Limiter.Next] says what they are to be told, and [Limiter.Hear] takes what they
+// tell. What they admitted leaves a rolling window up to a sub-bucket late.
 package limit
 
 import (
 	"hash/maphash"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/keyledger/keyledger/domain"
@@ -66,7 +68,8 @@ const (
 var (
 	names   = [...]string{"minute", "hour", "day"}
 	seconds = [...]int64{60, 3600, daySeconds}
-	spans   = [rollingWindows]int64{int64(time.Minute), int64(time.Hour)}
+	windows = [...]int64{int64(time.Minute), int64(time.Hour), daySeconds * int64(time.Second)}
+	spans   = [rollingWindows]int64{windows[0], windows[1]}
 )
 
 // Limiter counts for many pools. It is safe for concurrent use.
@@ -74,6 +77,10 @@ type Limiter struct {
 	base   time.Time // moments count from here, in nanoseconds
 	seed   maphash.Seed
 	shards [shards]shard
+
+	wake   func()       // nil: nobody is told anything
+	untold atomic.Int64 // pools in queues
+	turn   int          // of Next: the shard that it is at
 }
 
 // shards is far above the cores of a machine, so that two requests seldom meet,
@@ -84,8 +91,9 @@ const shards = 1024
 type shard struct {
 	mu    sync.Mutex
 	pools map[uint64]*pool
+	queue []*pool  // to be told of
 	most  int      // pools since the map was made: maps do not shrink
-	_     [40]byte // up to a cache line
+	_     [16]byte // up to a cache line
 }
 
 // pool is what was counted for one pool.
@@ -95,6 +103,7 @@ type pool struct {
 	latest  int64 // the newest moment at which it was asked
 	rolling [rollingWindows]row
 	days    [2]day // of even and odd days, so that a clock that is set back over midnight loses nothing
+	shared  *shared
 }
 
 type day struct{ day, n int64 }
@@ -158,11 +167,16 @@ func (l *Limiter) Take(id *domain.Pool, q *domain.Quota, n int64, now time.Time,
 		}
 	}
 	if t.OK {
+		hot := false
 		for i, limit := range q {
 			if limit != 0 {
 				p.admit(i, at, today, n)
 				t.add(i, limit, limit-used[i]-n, wall+p.gone(i, today, 1, wall))
+				hot = hot || (used[i]+n)*tellAt >= limit
 			}
+		}
+		if l.wake != nil {
+			l.tell(s, p, q, n, wall+at, hot)
 		}
 		t.Later = time.Duration(at - asked)
 	} else {
