@@ -29,11 +29,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/testenv"
 	"github.com/keyledger/keyledger/migrations"
+	"github.com/keyledger/keyledger/verify/limit"
+	"github.com/keyledger/keyledger/verify/peers"
 )
 
 // secrets runs make-secrets, as an operator does.
@@ -369,6 +372,22 @@ func TestCluster(t *testing.T) {
 		t.Errorf("a subscriber's acknowledgement: %v", err)
 	}
 
+	// Verifiers tell each other what they admitted; nobody else may.
+	share := func(name, password string) *peers.Peers {
+		p := peers.New(limit.New(time.Now()), peers.Options{Node: name, Start: time.Now(), Quota: func(p domain.Pool) (*domain.Quota, domain.Pool) { return nil, p }})
+		listens := make(chan struct{})
+		go func() { _ = p.Run(ctx, connect(t, urls, name, password), func() { close(listens) }) }()
+		<-listens
+		return p
+	}
+	both := []*peers.Peers{share(service, servicePassword), share(gateway, gatewayPassword)}
+	for both[0].Heard(time.Minute, time.Now()) == 0 || both[1].Heard(time.Minute, time.Now()) == 0 {
+		if ctx.Err() != nil {
+			t.Fatal("the service and the gateway do not hear each other's limits")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+
 	// What nobody of them may.
 	passwords := map[string]string{service: servicePassword, gateway: gatewayPassword, "subscriber": password("SUBSCRIBER_PASSWORD")}
 	for name, password := range passwords {
@@ -385,7 +404,7 @@ func TestCluster(t *testing.T) {
 			subjects = append(subjects, "ledger.parcelbird.org_1.key_1", "feed.key.revoked.parcelbird.org_1.key_1", "dlq.feed")
 		}
 		if name == "subscriber" {
-			subjects = append(subjects, "usage.parcelbird.n", "ops.parcelbird._._", "$KV."+seal.Bucket+".x",
+			subjects = append(subjects, "limits.counts.n", "limits.ask.n", "usage.parcelbird.n", "ops.parcelbird._._", "$KV."+seal.Bucket+".x",
 				"$JS.API.CONSUMER.CREATE.LEDGER.x", "$JS.API.CONSUMER.CREATE.FEED.x", "$JS.API.CONSUMER.MSG.NEXT.LEDGER.x", "$JS.API.DIRECT.GET.LEDGER")
 		}
 		for _, subject := range subjects {
