@@ -1,6 +1,7 @@
 package verify_test
 
 import (
+	"context"
 	"log/slog"
 	"math"
 	"strings"
@@ -31,7 +32,7 @@ func joins(t *testing.T, w *verifytest.World, name string) *verify.Verifier {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	r := verify.NewRecorder(w.Ledger, w.Keys, name, verify.RecorderOptions{})
-	t.Cleanup(func() { _ = r.Close(t.Context()) })
+	t.Cleanup(func() { _ = r.Close(context.WithoutCancel(t.Context())) })
 	v := verify.New(w.Ring, r, verify.Options{})
 	t.Cleanup(v.Close)
 	if err := v.Share(t.Context(), testenv.Conn(t, w.NATS), name, log); err != nil {
