@@ -45,6 +45,10 @@ type suite struct {
 	// scripts need not repeat them: by status, or refused for all of them.
 	Implied map[string]map[string]string
 
+	// RoomShown says that admitted requests are answered with headers about
+	// limits: they are compared where a step names some.
+	RoomShown bool `yaml:"room_shown"`
+
 	Refusals  map[string]refusal // what each code looks like, where a script says no other
 	Sentences []sentence         // in the order of the page
 	Beside    []sentence         // on what the page is silent: what the document chose, and what every product has
