@@ -43,7 +43,7 @@ func sumOf(sentence string) string {
 // Every sentence of every page is quoted word for word, or passed over with a
 // reason, in the order of the page.
 func TestEverySentenceIsCovered(t *testing.T) {
-	all := suites(t)
+	all, tests := suites(t), testsOfTheRepository(t)
 	if *pages != "" && *update {
 		writeSums(t, all)
 	}
@@ -81,6 +81,16 @@ func TestEverySentenceIsCovered(t *testing.T) {
 		}
 		if at != len(page) {
 			t.Errorf("%s: %d of the page's %d sentences are covered", s.Keyspace, at, len(page))
+		}
+		for i, c := range slices.Concat(s.Sentences, s.Beside) {
+			if c.By == "" && slices.ContainsFunc(c.Do, func(st step) bool { return st.Only != "" }) {
+				t.Errorf("%s: sentences[%d] has a step for one way in only and does not say why", s.Keyspace, i)
+			}
+			for _, name := range testName.FindAllString(c.By, -1) {
+				if !tests[name] {
+					t.Errorf("%s: sentences[%d] is carried by %s, which does not exist", s.Keyspace, i, name)
+				}
+			}
 		}
 		for i, c := range s.Beside {
 			if c.Says != "" || c.Means == "" || len(c.Do) == 0 {
@@ -121,4 +131,25 @@ func writeSums(t *testing.T, all []*suite) {
 	if err := os.WriteFile(pageSums, []byte(out.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
+}
+
+var testName = regexp.MustCompile(`\bTest[A-Z]\w+`)
+
+func testsOfTheRepository(t *testing.T) map[string]bool {
+	t.Helper()
+	found := map[string]bool{}
+	files, err := filepath.Glob("../../*/*_test.go")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no tests: %v", err)
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)`).FindAllStringSubmatch(string(b), -1) {
+			found[m[1]] = true
+		}
+	}
+	return found
 }

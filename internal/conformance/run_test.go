@@ -32,10 +32,11 @@ const (
 
 // observations are what one suite was seen to do.
 type observations struct {
-	suite *suite
-	codes map[string]observed // first refusal of each code
-	rows  map[string][]string // by row of the table of products
-	sent  map[*sentence][]exchange
+	suite    *suite
+	document *domain.Document    // as the API answers it
+	codes    map[string]observed // first refusal of each code
+	rows     map[string][]string // by row of the table of products
+	sent     map[*sentence][]exchange
 }
 
 // observed is a refusal as it was seen, with what differs between runs replaced.
@@ -108,9 +109,6 @@ func (o *observations) run(t *testing.T, w *world, c *sentence) {
 			o.rows[row] = append(o.rows[row], both[0][j].sent+" → "+both[0][j].got)
 		}
 	}
-	if o.sent == nil {
-		o.sent = map[*sentence][]exchange{}
-	}
 	o.sent[c] = both[0]
 }
 
@@ -118,21 +116,21 @@ func (s *script) step(o *observations, c *sentence, st *step) (x exchange) {
 	s.Helper()
 	switch {
 	case st.Owner != nil:
-		x = s.api(st, "PUT", "/v1/keyspaces/"+s.s.Keyspace+"/owners/"+s.owner, merged(map[string]any{"name": "Example"}, st.Owner), "PUT the owner "+compact(st.Owner))
+		x = s.api(st, "PUT", "/v1/keyspaces/"+s.s.Keyspace+"/owners/"+s.owner, merged(map[string]any{"name": "Example"}, st.Owner), code(strings.TrimSpace("PUT …/owners/$owner "+compact(st.Owner))))
 	case st.Create != nil:
 		body := merged(map[string]any{"keyspace": s.s.Keyspace, "owner": s.owner, "name": "CI"}, st.Create)
-		x = s.api(st, "POST", "/v1/keys", body, "POST /v1/keys "+compact(st.Create))
+		x = s.api(st, "POST", "/v1/keys", body, code(strings.TrimSpace("POST /v1/keys "+compact(st.Create))))
 	case st.Import != "":
 		x = s.importKey(st)
 	case st.Take > 0:
-		x = s.api(st, "POST", "/v1/limits/take", map[string]any{"keyspace": s.s.Keyspace, "owner": s.owner, "n": st.Take}, fmt.Sprintf("take %d for a user session", st.Take))
+		x = s.api(st, "POST", "/v1/limits/take", map[string]any{"keyspace": s.s.Keyspace, "owner": s.owner, "n": st.Take}, code(fmt.Sprintf(`POST /v1/limits/take {"n":%d}`, st.Take)))
 	case st.Call != "":
 		method, path, _ := strings.Cut(st.Call, " ")
 		sent := st.Call
 		if st.JSON != nil {
 			sent += " " + compact(st.JSON)
 		}
-		x = s.api(st, method, path, st.JSON, sent)
+		x = s.api(st, method, path, st.JSON, code(sent))
 	case st.Send != "" || st.Curl != nil:
 		x = s.request(o, c, st)
 	}
@@ -140,11 +138,11 @@ func (s *script) step(o *observations, c *sentence, st *step) (x exchange) {
 		d, err := domain.ParseDuration(st.Wait)
 		s.must(err)
 		s.w.clock.Add(time.Duration(d).Milliseconds())
-		x.sent = strings.TrimSpace(x.sent + " wait " + st.Wait)
+		x.got = strings.TrimPrefix(x.got+", then "+st.Wait+" pass", ", then ")
 	}
 	if st.Until == "midnight" {
 		s.w.clock.Store(s.w.now().Truncate(24 * time.Hour).Add(24 * time.Hour).UnixMilli())
-		x.sent = strings.TrimSpace(x.sent + " wait until midnight, UTC")
+		x.got = strings.TrimPrefix(x.got+", then midnight (UTC) passes", ", then ")
 	}
 	return x
 }
@@ -295,10 +293,14 @@ func (s *script) api(st *step, method, path string, body any, sent string) excha
 	if body != nil {
 		text = s.fill(compact(body))
 	}
+	for _, name := range slices.Sorted(maps.Keys(st.Having)) {
+		headers = append(headers, name, s.fill(st.Having[name]))
+		sent += " " + code(name+": "+st.Having[name])
+	}
 	bearer := s.w.root
 	if st.Bearer != "" {
 		bearer = s.fill(st.Bearer)
-		sent += " as `" + st.Bearer + "`"
+		sent += " as " + code(st.Bearer)
 	}
 	a := s.w.call(method, s.fill(path), bearer, text, headers...)
 	var made struct {
@@ -322,7 +324,7 @@ func (s *script) api(st *step, method, path string, body any, sent string) excha
 		if like := cmp.Or(st.Like, ".+"); !ok || !regexp.MustCompile("^"+like+"$").MatchString(rest) {
 			s.Errorf("%s: the secret is not like %s%s", sent, st.Begins, like)
 		}
-		shape = fmt.Sprintf(", secret: %s + %d characters", st.Begins, len(rest))
+		shape = ", " + code(fmt.Sprintf("secret: %s + %d characters", st.Begins, len(rest)))
 	}
 	if want := cmp.Or(st.Status, map[bool]int{true: 201, false: 200}[st.Create != nil]); a.status != want {
 		s.Errorf("%s: %d, want %d: %s", sent, a.status, want, a.body)
@@ -341,7 +343,7 @@ func (s *script) api(st *step, method, path string, body any, sent string) excha
 		if value != want {
 			s.Errorf("%s: %s is %s, want %s\n%s", sent, at, value, want, a.body)
 		}
-		got += fmt.Sprintf(", %s: %s", strings.TrimSuffix(at, ".#")+map[bool]string{true: " (number)"}[strings.HasSuffix(at, ".#")], value)
+		got += ", " + code(at+": "+value)
 	}
 	got += shape
 	for _, lack := range st.Lacks {
@@ -353,13 +355,13 @@ func (s *script) api(st *step, method, path string, body any, sent string) excha
 		if value := s.known(a.header.Get(name)); value != want {
 			s.Errorf("%s: %s: %q, want %q", sent, name, value, want)
 		}
-		got += fmt.Sprintf(", `%s: %s`", name, want)
+		got += ", " + code(name+": "+want)
 	}
-	if code, ok := lookup(parsed, "code").(string); ok && a.status >= 400 {
-		if st.Code != "" && st.Code != code {
-			s.Errorf("%s: %s, want %s: %s", sent, code, st.Code, a.body)
+	if refused, ok := lookup(parsed, "code").(string); ok && a.status >= 400 {
+		if st.Code != "" && st.Code != refused {
+			s.Errorf("%s: %s, want %s: %s", sent, refused, st.Code, a.body)
 		}
-		got += " " + code
+		got += " " + code(refused)
 	}
 	return exchange{sent: sent, got: got}
 }
@@ -409,21 +411,30 @@ func show(v any) string {
 // importKey gives a key the secret that the page shows. The second run finds it
 // known, and goes on with it.
 func (s *script) importKey(st *step) exchange {
-	sent := "import the SHA-256 of `" + st.Import + "` " + compact(st.With)
+	sent := code(strings.TrimSpace("POST /v1/keys/import "+compact(st.With))) + " with the SHA-256 of " + code(st.Import)
 	name := cmp.Or(st.As, "key")
 	if first := imported[st.Import]; first != nil {
 		s.owner = first.owner
 		s.keys[name] = first.keys[name]
 		return exchange{sent: sent, got: "created, with no secret in the answer"}
 	}
-	hash := sha256.Sum256([]byte(st.Import))
+	hash := sha256.Sum256([]byte(s.fill(st.Import)))
 	line := merged(map[string]any{"keyspace": s.s.Keyspace, "owner": s.owner, "name": "Example", "sha256": hex.EncodeToString(hash[:])}, st.With)
 	a := s.w.call("POST", "/v1/keys/import", s.w.root, compact(line), "Content-Type", "application/x-ndjson")
 	var out struct {
 		Created int
-		Results []struct{ Key struct{ ID string } }
+		Results []struct {
+			Key     struct{ ID string }
+			Problem struct{ Code string }
+		}
 	}
 	s.must(json.Unmarshal(a.body, &out))
+	if st.Code != "" {
+		if out.Created != 0 || out.Results[0].Problem.Code != st.Code {
+			s.Errorf("%s: %s, want %s", sent, a.body, st.Code)
+		}
+		return exchange{sent: sent, got: "refused " + code(st.Code)}
+	}
 	if out.Created != 1 {
 		s.Fatalf("%s: %s", sent, a.body)
 	}
@@ -445,16 +456,16 @@ func (s *script) request(o *observations, c *sentence, st *step) exchange {
 	s.Helper()
 	doc := s.w.document(s.s.Keyspace)
 	var q sending
-	sent := st.Send
+	sent := code(st.Send)
 	if st.Curl != nil {
 		line := curlLine.FindString(c.Says)
-		sent = "this line"
+		sent = code(strings.Join(strings.Fields(strings.ReplaceAll(line, "\\\n", " ")), " "))
 		for _, words := range slices.Sorted(maps.Keys(st.Curl)) {
 			if !strings.Contains(line, words) {
 				s.Fatalf("%q is not in the line", words)
 			}
 			line = strings.ReplaceAll(line, words, s.fill(st.Curl[words]))
-			sent += fmt.Sprintf(", with %s for %s", st.Curl[words], words)
+			sent += ", with " + code(st.Curl[words]) + " for " + code(words)
 		}
 		q = parseCurl(s.T, line)
 	} else {
@@ -471,15 +482,17 @@ func (s *script) request(o *observations, c *sentence, st *step) exchange {
 	if st.Curl == nil {
 		for _, v := range auth {
 			q.headers = append(q.headers, [2]string{name, s.fill(v)})
-			sent += fmt.Sprintf(" `%s: %s`", name, strings.ReplaceAll(v, "\n", "↵"))
+			if st.Auth != nil {
+				sent += " " + code(name+": "+strings.NewReplacer("\n", "↵", "\t", "⇥").Replace(v))
+			}
 		}
 		if len(auth) == 0 {
-			sent += " with no `" + name + "`"
+			sent += " without " + code(name)
 		}
 	}
 	for _, h := range slices.Sorted(maps.Keys(st.Having)) {
 		q.headers = append(q.headers, [2]string{h, s.fill(st.Having[h])})
-		sent += fmt.Sprintf(" `%s: %s`", h, st.Having[h])
+		sent += " " + code(h+": "+st.Having[h])
 	}
 	if st.From != "" {
 		sent += " from " + st.From
@@ -488,11 +501,11 @@ func (s *script) request(o *observations, c *sentence, st *step) exchange {
 		sent += " to a node that " + st.Node
 	}
 	var got observed
-	var code string
+	var decided string
 	if s.way == byGateway {
 		got = s.throughGateway(st, q)
 	} else {
-		got, code = s.throughVerify(st, q, doc)
+		got, decided = s.throughVerify(st, q, doc)
 	}
 	usual := s.s.Refusals[st.Code]
 	want := cmp.Or(st.Status, usual.Status, 200)
@@ -500,8 +513,8 @@ func (s *script) request(o *observations, c *sentence, st *step) exchange {
 	if got.status != want {
 		s.Errorf("%s: %d, want %d: %s", sent, got.status, want, got.body)
 	}
-	if code != "" && code != wantCode {
-		s.Errorf("%s: the decision is %s, want %s", sent, code, wantCode)
+	if decided != "" && decided != wantCode {
+		s.Errorf("%s: the decision is %s, want %s", sent, decided, wantCode)
 	}
 	refused := wantCode != string(domain.CodeValid)
 	if refused || st.Body != "" {
@@ -533,13 +546,13 @@ func (s *script) request(o *observations, c *sentence, st *step) exchange {
 	}
 	text := fmt.Sprint(got.status)
 	for _, h := range slices.Sorted(maps.Keys(st.Headers)) {
-		text += fmt.Sprintf(" `%s: %s`", h, st.Headers[h])
+		text += " " + code(h+": "+st.Headers[h])
 	}
 	if got.body != "" {
-		text += " `" + got.body + "`"
+		text += " " + code(got.body)
 	}
 	for _, h := range slices.Sorted(maps.Keys(st.Echo)) {
-		text += fmt.Sprintf(", upstream got `%s: %s`", h, st.Echo[h])
+		text += ", upstream got " + code(h+": "+st.Echo[h])
 	}
 	return exchange{sent, text, fmt.Sprint(got)}
 }
@@ -575,7 +588,6 @@ func (s *script) throughGateway(st *step, q sending) observed {
 	var echo demo.Echo
 	admitted := json.Unmarshal(a.body, &echo) == nil && echo.Headers != nil || q.method == http.MethodHead && a.status == 200
 	for name, v := range a.header {
-		// Go spells a name its way; the wire is the document's.
 		if value := strings.Join(v, ", "); !unlike(name) && (!admitted || aboutLimits(name)) {
 			out.headers[name] = s.headerValue(name, value)
 		}
