@@ -37,6 +37,9 @@ func sources(t *testing.T) map[string]*ast.File {
 			if n := d.Name(); p != root && (strings.HasPrefix(n, ".") || n == "testdata" || n == "node_modules") {
 				return filepath.SkipDir
 			}
+			if _, err := os.Stat(filepath.Join(p, "go.mod")); err == nil && p != root {
+				return filepath.SkipDir // a module of its own is not this program's
+			}
 			return nil
 		}
 		if !strings.HasSuffix(p, ".go") {
