@@ -63,21 +63,16 @@ type script struct {
 // key is one that the script made.
 type key struct{ id, secret, old, display string }
 
-var runs int
-
-// imported remembers the pages' example keys, which can be imported once only.
-var imported = map[string]*script{}
-
 // run runs a sentence's script through both ways in, and compares what they
 // said.
 func (o *observations) run(t *testing.T, w *world, c *sentence) {
 	var both [2][]exchange
 	for i, way := range []string{byGateway, byVerify} {
-		runs++
+		w.runs++
 		// Noon of the next day: no window holds anything of the last script.
 		now := w.now()
 		w.clock.Store(time.Date(now.Year(), now.Month(), now.Day()+1, 12, 0, 0, 0, time.UTC).UnixMilli())
-		s := &script{T: t, w: w, s: o.suite, way: way, owner: fmt.Sprintf("owner%d", runs), keys: map[string]*key{}}
+		s := &script{T: t, w: w, s: o.suite, way: way, owner: fmt.Sprintf("owner%d", w.runs), keys: map[string]*key{}}
 		for j := range c.Do {
 			st := &c.Do[j]
 			if st.Only != "" && st.Only != way {
@@ -413,7 +408,7 @@ func show(v any) string {
 func (s *script) importKey(st *step) exchange {
 	sent := code(strings.TrimSpace("POST /v1/keys/import "+compact(st.With))) + " with the SHA-256 of " + code(st.Import)
 	name := cmp.Or(st.As, "key")
-	if first := imported[st.Import]; first != nil {
+	if first := s.w.imported[st.Import]; first != nil {
 		s.owner = first.owner
 		s.keys[name] = first.keys[name]
 		return exchange{sent: sent, got: "created, with no secret in the answer"}
@@ -440,7 +435,7 @@ func (s *script) importKey(st *step) exchange {
 	}
 	s.w.answered(st.Import)
 	s.keys[name] = &key{id: out.Results[0].Key.ID, secret: st.Import}
-	imported[st.Import] = s
+	s.w.imported[st.Import] = s
 	return exchange{sent: sent, got: "created, with no secret in the answer"}
 }
 

@@ -60,6 +60,9 @@ type world struct {
 	secure   map[string]string
 	clients  map[string]*http.Client
 
+	runs     int                // of scripts, which gives each an owner of its own
+	imported map[string]*script // the pages' example keys, which can be imported once only
+
 	mu      sync.Mutex // guards secrets and log
 	secrets []string
 	log     bytes.Buffer
@@ -90,7 +93,7 @@ func (w *world) ok(err error) {
 // newWorld starts everything once. The clock of commands, verification and reads
 // stands at noon of a day long ago until a script moves it.
 func newWorld(t testing.TB, routes []gateway.Route) *world {
-	w := &world{t: t, api: map[string]http.Handler{}, plain: map[string]string{}, secure: map[string]string{}, clients: map[string]*http.Client{}}
+	w := &world{t: t, api: map[string]http.Handler{}, plain: map[string]string{}, secure: map[string]string{}, clients: map[string]*http.Client{}, imported: map[string]*script{}}
 	w.clock.Store(time.Date(2001, 1, 8, 12, 0, 0, 0, time.UTC).UnixMilli())
 	log := slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
 
