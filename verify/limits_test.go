@@ -150,6 +150,52 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// What changes in a key, its owner or the document holds for the next request,
+// against what was counted before.
+func TestLimitsChangedInUse(t *testing.T) {
+	c := newClock()
+	w := verifytest.New(t, verify.Options{Now: c.now})
+	document := strings.NewReplacer(`"birds"`, `"owls"`, `"from": "plan"`, `"from": "key"`).Replace(verifytest.Birds)
+	w.Configure(document)
+	key := w.Key("owls", "org_1", secret, events.KeyCreated{Environment: "live", Scopes: []string{"birds:read"}, Limits: events.Limits{"minute": 2, "hour": 10}})
+	check := func(code domain.Code, want ...string) {
+		t.Helper()
+		if d := w.Verifier.Verify(owl(secret)); d.Code != code || fmt.Sprint(room(d)) != fmt.Sprint(want) {
+			t.Errorf("%s %s, want %s %s", d.Code, room(d), code, want)
+		}
+	}
+	patch := func(limits events.Limits) {
+		w.Append("owls", "org_1", key, events.KeyUpdated{Limits: &limits})
+	}
+	check(domain.CodeValid, "minute 1/2 60s", "hour 9/10 3600s")
+	check(domain.CodeValid, "minute 0/2 60s", "hour 8/10 3600s")
+	check(domain.CodeRateLimited, "minute 0/2 60s", "hour 8/10 3600s")
+	patch(events.Limits{"minute": 3, "hour": 10})
+	check(domain.CodeValid, "minute 0/3 60s", "hour 7/10 3600s")
+	patch(events.Limits{"minute": 1, "hour": 3})
+	check(domain.CodeRateLimited, "minute 0/1 60s", "hour 0/3 3600s")
+	patch(events.Limits{"day": 1}) // which was not counted
+	check(domain.CodeValid, "day 0/1 5400s")
+	check(domain.CodeRateLimited, "day 0/1 5400s")
+	patch(events.Limits{})
+	check(domain.CodeValid)
+
+	// The same key on plans of the document, which changes as well.
+	plans := func(limits string) {
+		w.Configure(strings.Replace(document, `"limits": {"from": "key", "count_by": "key"}`,
+			`"limits": {"from": "plan", "count_by": "key"}, "default_plan": "a", "plans": {"a": {"limits": `+limits+`}, "b": {"limits": {"hour": 9}}}`, 1))
+	}
+	plans(`{"hour": 4}`)
+	check(domain.CodeValid, "hour 0/4 3600s") // three were counted while the hour had a limit
+	check(domain.CodeRateLimited, "hour 0/4 3600s")
+	plans(`{"hour": 5}`)
+	check(domain.CodeValid, "hour 0/5 3600s")
+	w.Append("owls", "org_1", "", events.OwnerPlanChanged{Plan: "b"})
+	check(domain.CodeValid, "hour 3/9 3600s")
+	w.Append("owls", "org_1", key, events.KeyUpdated{Plan: new("a")})
+	check(domain.CodeRateLimited, "hour 0/5 3600s")
+}
+
 // room is what a decision says of its windows: what remains and when they reset.
 func room(d verify.Decision) (all []string) {
 	for _, l := range d.Limits() {

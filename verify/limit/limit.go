@@ -142,14 +142,20 @@ const most = len(domain.Quota{})
 // now; n is at least 1. The answer is written to t, whose Limits beyond N are
 // left as they were.
 func (l *Limiter) Take(id *domain.Pool, q *domain.Quota, n int64, now time.Time, t *Taken) {
-	t.OK, t.N, t.Refused, t.RetryAfter, t.Later = true, 0, -1, 0, 0
 	if *q == (domain.Quota{}) {
+		t.OK, t.N, t.Refused, t.RetryAfter, t.Later = true, 0, -1, 0, 0
 		return
 	}
+	asked := int64(now.Sub(l.base))
+	l.take(id, q, n, asked, now.UnixNano()-asked, t)
+}
+
+// take is asked so long after base, of which wall is the time by the wall clock as
+// it is set now.
+func (l *Limiter) take(id *domain.Pool, q *domain.Quota, n, asked, wall int64, t *Taken) {
+	t.OK, t.N, t.Refused, t.RetryAfter, t.Later = true, 0, -1, 0, 0
 	hash := l.hash(id)
 	s := &l.shards[hash%shards]
-	asked := int64(now.Sub(l.base))
-	wall := now.UnixNano() - asked // the wall clock's time of base, as of now
 	s.mu.Lock()
 	p := s.find(hash, id)
 	if p == nil {
@@ -374,7 +380,11 @@ func (p *pool) empty(at, today int64) bool {
 
 func (p *pool) used(window int, at, today int64) int64 {
 	if window == rollingWindows {
-		if d := &p.days[today&1]; d.day == today {
+		d := &p.days[today&1]
+		if d.day > today { // the clock was days ahead for a while: it counts from here
+			*d = day{day: today}
+		}
+		if d.day == today {
 			return d.n
 		}
 		return 0

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -142,7 +143,7 @@ func TestSchedules(t *testing.T) {
 			now = now.Add(drawStep(t))
 			i := rapid.IntRange(0, len(pools)-1).Draw(t, "pool")
 			n := rapid.SampledFrom([]int64{1, 1, 1, 2, 5}).Draw(t, "n")
-			switch rapid.IntRange(0, 9).Draw(t, "act") {
+			switch rapid.IntRange(0, 10).Draw(t, "act") {
 			case 0:
 				limits = drawLimits(t)
 			case 1:
@@ -155,6 +156,13 @@ func TestSchedules(t *testing.T) {
 				if got := take(i, n, now); got.OK {
 					l.GiveBack(pools[i], limits, n, got.Time)
 					admitted[i] = admitted[i][:len(admitted[i])-1]
+				}
+			case 4: // the same, when others were admitted meanwhile
+				if len(admitted[i]) > 0 {
+					j := rapid.IntRange(0, len(admitted[i])-1).Draw(t, "which")
+					x := admitted[i][j]
+					l.GiveBack(pools[i], x.counts, x.n, x.at)
+					admitted[i] = slices.Delete(slices.Clone(admitted[i]), j, j+1)
 				}
 			}
 			got := take(i, n, now)

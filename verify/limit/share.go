@@ -203,7 +203,7 @@ func (l *Limiter) Hear(from Node, sh *Share, q *domain.Quota, sent, now time.Tim
 	if other == nil {
 		return
 	}
-	at := int64(now.Sub(l.base))
+	at, today := int64(now.Sub(l.base)), dayOf(now.UnixNano())
 	p.latest = max(p.latest, at)
 	hot := false
 	for i, limit := range q {
@@ -220,10 +220,14 @@ func (l *Limiter) Hear(from Node, sh *Share, q *domain.Quota, sent, now time.Tim
 			before := c.sum()
 			c.told = max(c.told, b.N)
 			if n := c.sum() - before; n > 0 {
-				p.admit(i, at-age, b.At*BucketSeconds[i]/daySeconds, n)
+				day := b.At * BucketSeconds[i] / daySeconds
+				if day > today+1 { // of a clock that is days ahead
+					day = today
+				}
+				p.admit(i, at-age, day, n)
 			}
 		}
-		hot = hot || p.used(i, p.latest, dayOf(now.UnixNano()))*tellAt >= limit
+		hot = hot || p.used(i, p.latest, today)*tellAt >= limit
 	}
 	if hot && !p.shared.known && slices.ContainsFunc(p.shared.own[:], func(own []Bucket) bool { return len(own) > 0 }) {
 		l.queue(s, p, true)
