@@ -24,8 +24,7 @@ func (k *Keyspace) QuotaFor(key *Key, owner *Owner) (*Quota, Pool) {
 	pool := Pool{Keyspace: k.Document.Keyspace}
 	if key != nil {
 		pool.Owner, pool.Key = key.Owner, key.ID
-	}
-	if owner != nil {
+	} else if owner != nil {
 		pool.Owner = owner.ID
 	}
 	if k.Limits.From == "key" {

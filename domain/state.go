@@ -30,20 +30,20 @@ type State struct {
 // Grant is what a key may do. Keys that may do the same share one Grant, which
 // is why it MUST NOT be changed in place.
 type Grant struct {
+	// What a verification reads stands together, first.
 	Keyspace       string
 	Owner          string
-	Environment    string
 	Plan           string // empty: the owner's counts
+	quota          Quota  // of Limits, where a fact made them
 	Scopes         []string
 	Resources      []string
-	Limits         events.Limits
 	AllowedOrigins []string
 	AllowedIPs     []string
+	Environment    string
+	Limits         events.Limits
 	CreatedBy      events.Actor
 	Role           string        // of a root key
 	For            *events.Reach // of a manager's root key
-
-	quota Quota // of Limits, where a fact made them
 }
 
 // Key is a credential with a stable id. Times are zero when absent.
@@ -51,17 +51,18 @@ type Grant struct {
 // There may be a million of these in memory: what few keys have is behind
 // More, what many keys share is behind Grant.
 type Key struct {
-	ID   string
-	Name string
+	// What a verification reads stands together, first.
 	*Grant
+	*More
 	Hash      [32]byte // SHA-256 of the current secret
-	First     string   // shown characters of the current secret
+	ExpiresAt events.Time
+	ID        string
+	Name      string
+	First     string // shown characters of the current secret
 	Last      string
 	CreatedAt events.Time
-	ExpiresAt events.Time
 	Version   uint32 // of the last fact that held
 	Sequence  uint64 // of the last fact on its subject in LEDGER, void ones included
-	*More
 }
 
 // More is what few keys have. It is nil for a key that has none of it; the

@@ -299,9 +299,10 @@ func manyKeys(b *testing.B, n int) (*keyring.Ring, []string) {
 	apply("", "", events.KeyspaceConfigured{DocumentVersion: 1, Document: json.RawMessage(document)})
 	secrets := make([]string, n)
 	limits := events.Limits{"minute": 1 << 40, "hour": 1 << 40, "day": 1 << 40}
+	owners := min(n/10, 1000)
 	for i := range secrets {
-		owner := fmt.Sprintf("org_%d", i/10)
-		if i%10 == 0 {
+		owner := fmt.Sprintf("org_%d", i%owners)
+		if i < owners {
 			apply(owner, "", events.OwnerRegistered{Name: owner})
 		}
 		secrets[i] = fmt.Sprintf("bd_live_%032d", i)
