@@ -22,7 +22,6 @@ package peers
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -180,11 +179,9 @@ func (p *Peers) Run(ctx context.Context, conn *nats.Conn, ready func()) error {
 	if p.Asks(time.Now()) {
 		_ = conn.Publish(askSubject+p.o.Node, nil)
 	}
-	err = conn.FlushWithContext(ctx)
+	// Without an answer it listens as soon as the connection is back.
+	_ = conn.FlushTimeout(beatEvery)
 	ready()
-	if err != nil && !errors.Is(err, nats.ErrConnectionReconnecting) && ctx.Err() != nil {
-		return ctx.Err()
-	}
 	pause := time.NewTimer(Every)
 	defer pause.Stop()
 	beat := time.NewTicker(beatEvery)
