@@ -62,6 +62,13 @@ func FuzzRoute(f *testing.F) {
 				t.Fatalf("%q is read as %q", path, at.at(i))
 			}
 		}
+		if at.len() == 1 && !at.unclear {
+			for _, change := range []func(string) string{unescape, backslashes, parameters, collapse, resolve} {
+				if other := change(at.first); other != at.first {
+					t.Fatalf("%q is read as %q alone, and some server reads %q", path, at.first, other)
+				}
+			}
+		}
 		k := Compile(&Document{Scopes: map[string]ScopeRules{
 			"fuzzed": {Routes: []string{"GET " + text}}, "fixed": {Routes: []string{"GET /v1/parcels/**", "* /a/*/b"}}, "other": {Routes: []string{"POST,PUT /v1/*"}},
 		}, PublicRoutes: []PublicRoute{{Route: "GET " + text}}, Resource: ResourceRules{Mode: "optional", Path: text}}, 1)

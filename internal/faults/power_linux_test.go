@@ -341,6 +341,13 @@ func (d *ext4) between() bool { return false }
 
 // cut throws away what the file system has not written, journal included.
 func (d *ext4) cut(b *broker) {
+	d.shutdown()
+	b.process.Kill()
+	d.remount()
+}
+
+// shutdown is the moment of a power cut: nothing more reaches the disk.
+func (d *ext4) shutdown() {
 	const shutdown, noLogFlush = 0x8004587d, uint32(2) // FS_IOC_SHUTDOWN, EXT4_GOING_FLAGS_NOLOGFLUSH
 	f, err := os.Open(d.mount)
 	if err != nil {
@@ -352,7 +359,10 @@ func (d *ext4) cut(b *broker) {
 	if errno != 0 {
 		d.t.Fatalf("FS_IOC_SHUTDOWN: %v", errno)
 	}
-	b.process.Kill()
+}
+
+// remount is the power coming back. Nobody has a file open.
+func (d *ext4) remount() {
 	if out, err := exec.Command("umount", d.mount).CombinedOutput(); err != nil {
 		d.t.Fatalf("umount: %v %s", err, out)
 	}

@@ -215,6 +215,7 @@ type service struct {
 	t       testing.TB
 	seen    *journal
 	env     []string
+	program string // empty: keyledger
 	args    []string
 	ready   string // what it writes when it serves
 	url     string
@@ -232,7 +233,11 @@ func (s *stage) service() *service {
 // launch starts the process and does not wait until it serves.
 func (s *service) launch() {
 	s.t.Helper()
-	s.process = testenv.Start(s.t, s.env, testenv.Build(s.t), s.args...)
+	program := s.program
+	if program == "" {
+		program = testenv.Build(s.t)
+	}
+	s.process = testenv.Start(s.t, s.env, program, s.args...)
 	s.seen.log(s.process)
 }
 

@@ -54,22 +54,48 @@ func Climbs(path string) bool {
 		return false
 	}
 	for range 3 {
-		depth := 0
-		for _, segment := range strings.FieldsFunc(path, func(c rune) bool { return c == '/' || c == '\\' }) {
-			segment, _, _ = strings.Cut(segment, ";")
-			switch segment {
-			case ".":
-			case "..":
-				if depth--; depth < 0 {
-					return true
-				}
-			default:
-				depth++
-			}
+		if above(path, "/") || above(path, `/\`) {
+			return true
 		}
-		path = Unescape(path)
+		path = decode(path)
 	}
 	return false
+}
+
+// above says whether a path leads above its root where these separate segments.
+// A path parameter counts as none: with it a path is never deeper.
+func above(path, separators string) bool {
+	depth := 0
+	for _, segment := range strings.FieldsFunc(path, func(c rune) bool { return strings.ContainsRune(separators, c) }) {
+		segment, _, _ = strings.Cut(segment, ";")
+		switch segment {
+		case "", ".":
+		case "..":
+			if depth--; depth < 0 {
+				return true
+			}
+		default:
+			depth++
+		}
+	}
+	return false
+}
+
+// decode decodes what is well escaped and leaves the rest as it is: there are
+// servers that do, so that one bad escape hides no other.
+func decode(path string) string {
+	b := make([]byte, 0, len(path))
+	for i := 0; i < len(path); i++ {
+		if path[i] == '%' && i+2 < len(path) {
+			if c, err := strconv.ParseUint(path[i+1:i+3], 16, 8); err == nil {
+				b = append(b, byte(c))
+				i += 2
+				continue
+			}
+		}
+		b = append(b, path[i])
+	}
+	return string(b)
 }
 
 // Unescape decodes a path; one that cannot be is left as it is.
