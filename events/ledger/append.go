@@ -61,8 +61,7 @@ func (l *Ledger) Append(ctx context.Context, expected uint64, e events.Envelope)
 	return l.append(ctx, attempt{
 		stream: events.Ledger, id: e.ID,
 		publish: func(ctx context.Context) (uint64, error) {
-			ack, err := l.publish(ctx, m)
-			return ack.Sequence, err
+			return l.group.store(ctx, l, []*nats.Msg{m})
 		},
 		stored: func(ctx context.Context) (*message, error) {
 			return l.get(ctx, events.Ledger, getRequest{Seq: expected + 1, NextFor: m.Subject})
@@ -95,16 +94,10 @@ func (l *Ledger) AppendBatch(ctx context.Context, batch []Expect) (first uint64,
 		}
 		messages[i] = m
 	}
-	select {
-	case l.batches <- struct{}{}:
-		defer func() { <-l.batches }()
-	case <-ctx.Done():
-		return 0, fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
-	}
 	return l.append(ctx, attempt{
 		stream: events.Ledger, id: batch[0].Event.ID,
 		publish: func(ctx context.Context) (uint64, error) {
-			last, err := l.publishBatch(ctx, messages)
+			last, err := l.group.store(ctx, l, messages)
 			return last - uint64(len(messages)) + 1, err
 		},
 		stored: func(ctx context.Context) (*message, error) {

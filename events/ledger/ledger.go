@@ -113,6 +113,8 @@ type Ledger struct {
 
 	batches chan struct{} // a slot per atomic batch in flight; the server allows 50 per stream, for all processes
 
+	group group // of appends to LEDGER
+
 	pages sync.Map // subject of USAGE -> *pageHead
 
 	mu       sync.Mutex      // guards what follows
