@@ -158,8 +158,9 @@ func (d *devProcess) kill() {
 }
 
 // httpRequest sends one request and compares its status: http STATUS METHOD URL
-// [FILE] [HEADER…]. The secret in FILE goes into Authorization. The answer is
-// the standard output of the command.
+// [FILE] [HEADER…]. The secret in FILE goes into Authorization, or with
+// 'Name: @FILE' into another header. The answer, its header first, is the standard
+// output of the command.
 func httpRequest(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) < 3 {
 		ts.Fatalf("usage: http status method url [file] [header…]")
@@ -168,6 +169,9 @@ func httpRequest(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	for i, a := range args[3:] {
 		if name, value, ok := strings.Cut(a, ": "); ok {
+			if file, ok := strings.CutPrefix(value, "@"); ok {
+				value = strings.TrimSpace(ts.ReadFile(file))
+			}
 			req.Header.Set(name, value)
 		} else if i == 0 && a != "-" {
 			req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(ts.ReadFile(a)))
@@ -181,6 +185,7 @@ func httpRequest(ts *testscript.TestScript, _ bool, args []string) {
 	if fmt.Sprint(resp.StatusCode) != args[0] {
 		ts.Fatalf("%s %s: %s\n%s", args[1], args[2], resp.Status, body)
 	}
+	ts.Check(resp.Header.WriteSubset(ts.Stdout(), map[string]bool{"Date": true}))
 	_, _ = ts.Stdout().Write(body)
 }
 
