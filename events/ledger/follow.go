@@ -94,7 +94,7 @@ func (l *Ledger) start(ctx context.Context, stream string, after uint64) (uint64
 		return 0, err
 	}
 	var info *streamInfo
-	err := retry(ctx, func() (err error) { info, err = l.timelyInfo(ctx, stream); return err })
+	err := retry(ctx, func(ctx context.Context) (err error) { info, err = l.timelyInfo(ctx, stream); return err })
 	if err != nil {
 		return 0, err
 	}

@@ -152,7 +152,7 @@ func (l *Ledger) First(ctx context.Context, stream string) (uint64, error) {
 }
 
 func (l *Ledger) timelyInfo(ctx context.Context, stream string) (*streamInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, attemptWait)
 	defer cancel()
 	info, err := l.info(ctx, stream)
 	if err != nil {
@@ -166,7 +166,7 @@ func (l *Ledger) timelyInfo(ctx context.Context, stream string) (*streamInfo, er
 func (l *Ledger) Read(ctx context.Context, stream string, from, to uint64, subjects ...string) iter.Seq2[events.Record, error] {
 	return func(yield func(events.Record, error) bool) {
 		var info *streamInfo
-		err := retry(ctx, func() (err error) { info, err = l.timelyInfo(ctx, stream); return err })
+		err := retry(ctx, func(ctx context.Context) (err error) { info, err = l.timelyInfo(ctx, stream); return err })
 		if err != nil {
 			yield(events.Record{}, err)
 			return

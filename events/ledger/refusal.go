@@ -67,7 +67,7 @@ func (l *Ledger) open(ctx context.Context) error {
 	var missing []string
 	for _, name := range streamNames {
 		var info *streamInfo
-		err := retry(ctx, func() (err error) { info, err = l.info(ctx, name); return err })
+		err := retry(ctx, func(ctx context.Context) (err error) { info, err = l.info(ctx, name); return err })
 		switch {
 		case isNotFound(err):
 			missing = append(missing, name)
@@ -109,7 +109,7 @@ func (l *Ledger) open(ctx context.Context) error {
 	}
 
 	for _, name := range missing {
-		err := retry(ctx, func() error {
+		err := retry(ctx, func(ctx context.Context) error {
 			_, err := l.js.CreateStream(ctx, Config(name, l.o.Replicas))
 			return err
 		})
@@ -117,7 +117,7 @@ func (l *Ledger) open(ctx context.Context) error {
 			return fmt.Errorf("create stream %s: %w", name, err)
 		}
 		var info *streamInfo
-		if err := retry(ctx, func() (err error) { info, err = l.info(ctx, name); return err }); err != nil {
+		if err := retry(ctx, func(ctx context.Context) (err error) { info, err = l.info(ctx, name); return err }); err != nil {
 			return fmt.Errorf("read back stream %s: %w", name, err)
 		}
 		if f := configFindings(name, info.Config, l.o.Replicas); len(f) > 0 {

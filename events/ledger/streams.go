@@ -91,11 +91,17 @@ func (l *Ledger) info(ctx context.Context, stream string) (*streamInfo, error) {
 	return &info, nil
 }
 
+// attemptWait is how long one question to the server waits. A cluster that is
+// choosing a leader answers nobody, so that the question must be asked again.
+const attemptWait = 5 * time.Second
+
 // retry repeats f while a server or cluster is still starting.
-func retry(ctx context.Context, f func() error) error {
+func retry(ctx context.Context, f func(context.Context) error) error {
 	pause := 20 * time.Millisecond
 	for {
-		err := f()
+		attempt, cancel := context.WithTimeout(ctx, attemptWait)
+		err := f(attempt)
+		cancel()
 		if err == nil || !transient(err) {
 			return err
 		}
