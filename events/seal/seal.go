@@ -145,7 +145,22 @@ func Open(ctx context.Context, js jetstream.JetStream, master Master, replicas i
 	return k, nil
 }
 
+// bucketWait is how long a cluster may take to choose who leads the bucket;
+// until then it answers nobody.
+const bucketWait = time.Minute
+
 func openBucket(ctx context.Context, js jetstream.JetStream, replicas int) (jetstream.KeyValue, error) {
+	for until := time.Now().Add(bucketWait); ; {
+		// Without a deadline each question waits for the client's own, 5 s.
+		kv, err := openOnce(ctx, js, replicas)
+		unanswered := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
+		if !unanswered || ctx.Err() != nil || time.Now().After(until) {
+			return kv, err
+		}
+	}
+}
+
+func openOnce(ctx context.Context, js jetstream.JetStream, replicas int) (jetstream.KeyValue, error) {
 	kv, err := js.KeyValue(ctx, Bucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
 		kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
