@@ -35,8 +35,10 @@ import (
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/testenv"
 	"github.com/keyledger/keyledger/migrations"
+	"github.com/keyledger/keyledger/verify"
 	"github.com/keyledger/keyledger/verify/limit"
 	"github.com/keyledger/keyledger/verify/peers"
+	"github.com/keyledger/keyledger/verify/verifytest"
 )
 
 // secrets runs make-secrets, as an operator does.
@@ -295,7 +297,9 @@ func TestCluster(t *testing.T) {
 	if _, err := l.AppendOps(ctx, started); err != nil {
 		t.Fatal(err)
 	}
-	body, err := events.Encode(started)
+	gap := events.New(events.UsageGap{Node: "n", Count: 1, Reason: "test"}, time.Now())
+	gap.Keyspace = "parcelbird"
+	body, err := events.Encode(gap)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,6 +334,56 @@ func TestCluster(t *testing.T) {
 	}
 	if err := keys.Destroy(ctx, box.Key); err != nil {
 		t.Error(err)
+	}
+
+	// A Go service that verifies in process: follows, counts limits on, decides,
+	// records with personal data sealed.
+	const plain = "bd_live_0123456789abcdefABCDEFxyzXYZ0000"
+	for _, f := range []struct {
+		owner, key string
+		data       events.Payload
+	}{
+		{"", "", events.KeyspaceConfigured{DocumentVersion: 1, Document: json.RawMessage(strings.Replace(verifytest.Birds, `"limits": {"from": "plan"`, `"limits": {"from": "key"`, 1))}},
+		{"org_1", "", events.OwnerRegistered{Name: "One"}},
+		{"org_1", "key_4", events.KeyCreated{Name: "a", Environment: "live", Scopes: []string{"birds:read"}, Limits: events.Limits{"day": 10}, Secret: verifytest.Secret(plain)}},
+	} {
+		e := events.New(f.data, time.Now())
+		e.Keyspace, e.Owner, e.Key, e.KeyVersion = "birds", f.owner, f.key, 1
+		if _, err := l.Append(ctx, 0, e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	verifier, verifierPassword := user("nats_verifier")
+	for remaining := int64(9); remaining > 7; remaining-- { // the second counts on from what the first recorded
+		violated := func(_ *nats.Conn, _ *nats.Subscription, err error) { t.Errorf("as %s: %v", verifier, err) }
+		inProcess, err := verify.Connect(ctx, verify.Config{
+			URL: urls, Options: []nats.Option{nats.UserInfo(verifier, verifierPassword), nats.CustomInboxPrefix("_INBOX_verifier"), nats.ErrorHandler(violated)},
+			MasterKeyFile: filepath.Join(dir, "master_key"), StateDir: t.TempDir(), Replicas: 3,
+		})
+		if err != nil {
+			t.Fatalf("as %s: %v", verifier, err)
+		}
+		if err := inProcess.Ready(); err != nil {
+			t.Errorf("as %s: %v", verifier, err)
+		}
+		n := 0
+		for _, err := range inProcess.Ledger.Read(ctx, events.Ops, 1, 0, events.OpsSubject(events.Envelope{})) { // as it does where USAGE was pruned
+			if n++; err != nil {
+				t.Errorf("as %s: %v", verifier, err)
+			}
+		}
+		if n == 0 {
+			t.Errorf("%s reads nothing of OPS", verifier)
+		}
+		req := domain.Request{Keyspace: "birds", Key: plain, Method: "GET", Path: "/v1/birds", IP: "192.0.2.1"}
+		d := inProcess.Verify(req)
+		if !d.Valid || len(d.Limits()) != 1 || d.Limits()[0].Remaining != remaining {
+			t.Errorf("as %s: %s, %+v", verifier, d.Code, d.Limits())
+		}
+		inProcess.Record(&d, &req, verify.Use{Via: "middleware", Status: 200})
+		if err := inProcess.Close(ctx); err != nil {
+			t.Errorf("as %s: %v", verifier, err)
+		}
 	}
 
 	// A subscriber: the durable consumer that an operator makes, and live.
@@ -389,7 +443,7 @@ func TestCluster(t *testing.T) {
 	}
 
 	// What nobody of them may.
-	passwords := map[string]string{service: servicePassword, gateway: gatewayPassword, "subscriber": password("SUBSCRIBER_PASSWORD")}
+	passwords := map[string]string{service: servicePassword, gateway: gatewayPassword, verifier: verifierPassword, "subscriber": password("SUBSCRIBER_PASSWORD")}
 	for name, password := range passwords {
 		subjects := []string{"$JS.API.STREAM.CREATE.OTHER", "$JS.API.SERVER.REMOVE", "$JS.API.ACCOUNT.PURGE.KEYLEDGER"}
 		for _, stream := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ, "KV_" + seal.Bucket} {
@@ -402,6 +456,10 @@ func TestCluster(t *testing.T) {
 		}
 		if name != service {
 			subjects = append(subjects, "ledger.parcelbird.org_1.key_1", "feed.key.revoked.parcelbird.org_1.key_1", "dlq.feed")
+		}
+		if name == verifier {
+			subjects = append(subjects, "ops.parcelbird._._", "ops.parcelbird.org_1.key_1", "$JS.API.CONSUMER.CREATE.FEED.x", "$JS.API.CONSUMER.CREATE.OPS.x", "$JS.API.CONSUMER.CREATE.OPS.x.ops.parcelbird.>",
+				"$JS.API.CONSUMER.CREATE.DLQ.x", "$JS.API.STREAM.MSG.GET.FEED", "$JS.API.STREAM.MSG.GET.OPS", "$JS.API.STREAM.MSG.GET.DLQ", "$JS.API.DIRECT.GET.OPS")
 		}
 		if name == "subscriber" {
 			subjects = append(subjects, "limits.counts.n", "limits.ask.n", "usage.parcelbird.n", "ops.parcelbird._._", "$KV."+seal.Bucket+".x",

@@ -30,6 +30,7 @@ import (
 	"github.com/keyledger/keyledger/internal/bench"
 	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/verify"
 )
 
 // contender is what one server process of `keyledger bench` is told, as a line
@@ -236,7 +237,7 @@ func (r *rival) open(ctx context.Context, ready *contenderReady) error {
 	}
 	ready.Master = r.Master
 	r.node, err = openNode(ctx, nodeConfig{
-		Program: "bench", Name: nodeName("bench"), Conn: r.conn, Replicas: 1,
+		Program: "bench", Name: verify.NodeName("bench"), Conn: r.conn, Replicas: 1,
 		SyncAlways: r.syncs, Unverified: r.server == nil,
 		HeadFile: filepath.Join(r.Dir, "head.json"), Master: seal.Master(r.Master), Log: r.log,
 	})

@@ -25,6 +25,7 @@ import (
 	"github.com/keyledger/keyledger/gateway/demo"
 	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/keyspaces"
+	"github.com/keyledger/keyledger/verify"
 )
 
 // devFlags are the settings of `keyledger dev`; every one has a default that
@@ -136,7 +137,7 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 		return err
 	}
 	var routed atomic.Pointer[gateway.Gateway] // set once there is a gateway that new keyspaces get a route in
-	name := nodeName("dev")
+	name := verify.NodeName("dev")
 	var n *node
 	n, err = openNode(ctx, nodeConfig{
 		Program: "dev", Name: name, Conn: conn, Pool: pool, Replicas: 1,

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -265,22 +264,6 @@ func (n *node) serve(ctx context.Context, health *endpoint, endpoints ...*endpoi
 		health.server.Drain(context.WithoutCancel(ctx))
 	}
 	return err
-}
-
-// nodeName is a name that no other running process has, and that tells a
-// person which machine it was.
-func nodeName(program string) string {
-	host, _ := os.Hostname()
-	token := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' {
-			return r
-		}
-		return '-'
-	}, host)
-	if token == "" {
-		token = "node"
-	}
-	return program + "-" + token + "-" + strings.ReplaceAll(events.NewID("n", time.Now()), "-", "")[2:]
 }
 
 // apiDeps are a node's parts as the API wants them, until ctx ends.

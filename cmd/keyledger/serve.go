@@ -17,6 +17,7 @@ import (
 	"github.com/keyledger/keyledger/api"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/gateway"
 	"github.com/keyledger/keyledger/gateway/front"
@@ -158,7 +159,7 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 	defer conn.Close()
 	c := nodeConfig{
 		Program: program, Name: s.Node, Conn: conn, Replicas: s.NATS.Replicas,
-		SyncAlways: s.readSync(), Unverified: s.NATS.AllowUnverifiedSync,
+		SyncAlways: ledger.SyncedBy(s.NATS.Monitor), Unverified: s.NATS.AllowUnverifiedSync,
 		Master: master, Stale: s.StaleWindow, Log: log,
 	}
 	if s.StateDir != "" {

@@ -5,11 +5,9 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"os"
 	"strings"
 	"time"
@@ -27,6 +25,7 @@ import (
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/gateway"
 	"github.com/keyledger/keyledger/gateway/front"
+	"github.com/keyledger/keyledger/verify"
 )
 
 // settings are what `serve` and `gateway` read from a YAML file, from the
@@ -199,7 +198,7 @@ func readSettings(cmd *cobra.Command, config string) (*settings, error) {
 		return nil, usageError("no master key is named: set master_key_file (`keyledger init` makes one)")
 	}
 	if s.Node == "" {
-		s.Node = nodeName(cmd.Name())
+		s.Node = verify.NodeName(cmd.Name())
 	}
 	return &s, nil
 }
@@ -297,45 +296,6 @@ func (s *settings) pool(ctx context.Context) (*pgxpool.Pool, error) {
 		return nil, errors.New("the PostgreSQL URL is not one that can be read: postgres://user@host:5432/database")
 	}
 	return pool, nil
-}
-
-// readSync asks every server's monitoring address whether it syncs every write.
-func (s *settings) readSync() func(context.Context) (bool, error) {
-	if len(s.NATS.Monitor) == 0 {
-		return nil
-	}
-	return func(ctx context.Context) (bool, error) {
-		for _, base := range s.NATS.Monitor {
-			synced, err := syncsAlways(ctx, strings.TrimRight(strings.TrimSpace(base), "/"))
-			if err != nil || !synced {
-				return false, err
-			}
-		}
-		return true, nil
-	}
-}
-
-func syncsAlways(ctx context.Context, base string) (bool, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+"/jsz?config=true", nil)
-	if err != nil {
-		return false, fmt.Errorf("nats.monitor: %w", err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return false, fmt.Errorf("nats.monitor: %w", err)
-	}
-	defer resp.Body.Close()
-	var jsz struct {
-		Config struct {
-			SyncAlways bool `json:"sync_always"`
-		} `json:"config"`
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&jsz); err != nil || resp.StatusCode != http.StatusOK {
-		return false, fmt.Errorf("nats.monitor: %s/jsz answers %s, which is not JetStream's state", base, resp.Status)
-	}
-	return jsz.Config.SyncAlways, nil
 }
 
 func (s *settings) master() (seal.Master, error) { return seal.LoadMaster(s.MasterKeyFile) }

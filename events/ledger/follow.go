@@ -376,7 +376,7 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 		return true, nil
 	}
 
-	inbox := nats.NewInbox()
+	inbox := l.nc.NewInbox() // with the prefix that the connection may use
 	arrived := make(chan *nats.Msg, pullMessages+1024)
 	sub, err := l.nc.ChanSubscribe(inbox, arrived)
 	if err != nil {
