@@ -613,8 +613,14 @@ func (s *service) terminate() {
 // load is how long clients ask before and after a fault, together.
 func load() time.Duration { return time.Duration(times(4, 60)) * time.Second }
 
-// asked lets clients ask a process over faults, evenly in between, and ends it.
-func asked(t *testing.T, p *service, questions []question, faults int, fault func()) *books {
+// asked lets clients ask a process over a fault in the middle, and ends it.
+func asked(t *testing.T, p *service, questions []question, fault func()) *books {
+	t.Helper()
+	return askedOver(t, p, questions, 1, fault)
+}
+
+// askedOver is the same over several faults, evenly in between.
+func askedOver(t *testing.T, p *service, questions []question, faults int, fault func()) *books {
 	t.Helper()
 	b, end := newBooks(), make(chan struct{})
 	done := b.clients(t, 12, strings.TrimPrefix(p.url, "http://"), questions, end)
@@ -679,7 +685,7 @@ func TestAccountsOverTermination(t *testing.T) {
 		t.Run(way.name, func(t *testing.T) {
 			before := readUsage(t, s.b.url)
 			p, questions, codes := s.open(t, way, t.TempDir())
-			b := asked(t, p, questions, 1, func() {
+			b := asked(t, p, questions, func() {
 				p.terminate()
 				p.start()
 			})
