@@ -15,7 +15,6 @@ package events
 import (
 	"crypto/rand"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"strings"
 	"time"
@@ -128,33 +127,19 @@ func NewID(prefix string, now time.Time) string {
 
 // FormatID writes 16 bytes as prefix_<uuid>, with the bits of version 7 set.
 func FormatID(prefix string, u [16]byte) string {
-	u[6] = u[6]&0x0f | 0x70
-	u[8] = u[8]&0x3f | 0x80
-	b := make([]byte, 0, len(prefix)+37)
-	b = append(b, prefix...)
-	b = append(b, '_')
-	for i, part := range [][]byte{u[0:4], u[4:6], u[6:8], u[8:10], u[10:16]} {
-		if i > 0 {
-			b = append(b, '-')
-		}
-		b = hex.AppendEncode(b, part)
-	}
-	return string(b)
+	return string(AppendID(make([]byte, 0, len(prefix)+37), prefix, u))
 }
 
 // ParseID returns the 16 bytes of prefix_<uuid>.
 func ParseID(prefix, id string) (u [16]byte, err error) {
-	s, ok := strings.CutPrefix(id, prefix+"_")
-	if !ok || len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
-		return u, fmt.Errorf("not an id of the form %s_<uuid>", prefix)
-	}
-	if s != strings.ToLower(s) {
+	u, ok := parseID(prefix, id)
+	switch {
+	case ok:
+		return u, nil
+	case id != strings.ToLower(id):
 		return u, fmt.Errorf("ids are lower-case")
 	}
-	if _, err := hex.Decode(u[:], []byte(strings.ReplaceAll(s, "-", ""))); err != nil {
-		return u, fmt.Errorf("not an id of the form %s_<uuid>", prefix)
-	}
-	return u, nil
+	return u, fmt.Errorf("not an id of the form %s_<uuid>", prefix)
 }
 
 // Time is a moment in milliseconds since 1970, UTC; zero means absent. On the
@@ -183,18 +168,12 @@ func (t Time) String() string {
 	if t == 0 {
 		return ""
 	}
-	return t.Time().Format(timeFormat)
+	return string(t.append(make([]byte, 0, len(timeFormat))))
 }
 
 // MarshalJSON writes the moment in RFC 3339, or null.
 func (t Time) MarshalJSON() ([]byte, error) {
-	if t == 0 {
-		return []byte("null"), nil
-	}
-	b := make([]byte, 0, len(timeFormat)+2)
-	b = append(b, '"')
-	b = t.Time().AppendFormat(b, timeFormat)
-	return append(b, '"'), nil
+	return t.AppendJSON(make([]byte, 0, len(timeFormat)+2)), nil
 }
 
 // UnmarshalJSON reads RFC 3339 in any zone, or null.

@@ -28,7 +28,7 @@ func appendEnvelope(b []byte, e Envelope) ([]byte, bool) {
 	b = append(b, `,"version":`...)
 	b = strconv.AppendInt(b, int64(e.Version), 10)
 	b = append(b, `,"time":`...)
-	b = appendTime(b, e.Time)
+	b = e.Time.AppendJSON(b)
 	b = append(b, `,"keyspace":`...)
 	b = appendString(b, e.Keyspace)
 	b = append(b, `,"owner":`...)
@@ -135,9 +135,9 @@ func appendFold(b []byte, f Fold) []byte {
 	b = append(b, `,"count":`...)
 	b = strconv.AppendInt(b, f.Count, 10)
 	b = append(b, `,"first":`...)
-	b = appendTime(b, f.First)
+	b = f.First.AppendJSON(b)
 	b = append(b, `,"last":`...)
-	return appendTime(b, f.Last)
+	return f.Last.AppendJSON(b)
 }
 
 func appendSealed(b []byte, s *Sealed) []byte {
@@ -149,15 +149,6 @@ func appendSealed(b []byte, s *Sealed) []byte {
 	b = append(b, `,"box":`...)
 	b = appendString(b, s.Box)
 	return append(b, '}')
-}
-
-func appendTime(b []byte, t Time) []byte {
-	if t == 0 {
-		return append(b, "null"...)
-	}
-	b = append(b, '"')
-	b = time.UnixMilli(int64(t)).UTC().AppendFormat(b, timeFormat)
-	return append(b, '"')
 }
 
 func appendString(b []byte, s string) []byte {
