@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -86,6 +87,7 @@ type API struct {
 	huma   huma.API
 	meter  *meter
 	spec   []byte
+	steady atomic.Pointer[domain.Key] // of whoever verified last; see mayVerify
 }
 
 // New returns the API. It starts nothing and keeps nothing running.

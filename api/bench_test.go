@@ -11,34 +11,65 @@ import (
 	"github.com/keyledger/keyledger/api"
 )
 
-// nowhere takes an answer and keeps nothing of it.
-type nowhere struct{ header http.Header }
+// nowhere takes an answer and keeps its beginning.
+type nowhere struct {
+	header http.Header
+	begin  string
+}
 
-func (n *nowhere) Header() http.Header         { return n.header }
-func (n *nowhere) Write(b []byte) (int, error) { return len(b), nil }
-func (n *nowhere) WriteHeader(int)             {}
+func (n *nowhere) Header() http.Header { return n.header }
+func (n *nowhere) WriteHeader(int)     {}
 
-// POST /v1/verify without the network: from the parsed request to the last byte.
+func (n *nowhere) Write(b []byte) (int, error) {
+	n.begin = string(b[:min(len(b), 16)])
+	return len(b), nil
+}
+
+// POST /v1/verify without the network: from the parsed request to the last byte,
+// with three windows; and durable, by as many callers as a page has waiting.
 func BenchmarkVerify(b *testing.B) {
 	s := start(b)
 	s.deps.Log = slog.New(slog.DiscardHandler)
 	s.configure("pb")
-	_, secret := s.create(map[string]any{"scopes": []string{"parcels:read"}})
+	const room = 1_000_000_000_000
+	_, secret := s.create(map[string]any{"scopes": []string{"parcels:read"}, "limits": map[string]any{"minute": room, "hour": room, "day": room}})
 	body := fmt.Sprintf(`{"keyspace":"pb","key":%q,"method":"GET","path":"/v1/parcels/17","ip":"203.0.113.7"}`, secret)
-	r, err := http.NewRequestWithContext(b.Context(), "POST", s.url+"/v1/verify", nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	r.Header.Set("Authorization", "Bearer "+s.root)
-	r.Header.Set("Content-Type", "application/json")
-	s.deps.Metrics = nil
-	handler := api.New(s.deps)
-	w := &nowhere{http.Header{}}
-	b.ReportAllocs()
-	for b.Loop() {
-		clear(w.header)
-		r.ContentLength = int64(len(body))
-		r.Body = io.NopCloser(strings.NewReader(body))
-		handler.ServeHTTP(w, r)
+	for _, mode := range []string{"async", "durable"} {
+		deps := s.deps
+		deps.Metrics, deps.Durable = nil, mode == "durable"
+		handler := api.New(deps)
+		caller := func() func() {
+			r, err := http.NewRequestWithContext(b.Context(), "POST", s.url+"/v1/verify", nil)
+			if err != nil {
+				b.Fatal(err)
+			}
+			r.Header.Set("Authorization", "Bearer "+s.root)
+			r.Header.Set("Content-Type", "application/json")
+			w := &nowhere{header: http.Header{}}
+			return func() {
+				clear(w.header)
+				r.ContentLength = int64(len(body))
+				r.Body = io.NopCloser(strings.NewReader(body))
+				handler.ServeHTTP(w, r)
+				if !strings.HasPrefix(w.begin, `{"valid":true`) {
+					b.Errorf("answered %s", w.begin)
+				}
+			}
+		}
+		b.Run(mode, func(b *testing.B) {
+			b.ReportAllocs()
+			if deps.Durable {
+				b.SetParallelism(64)
+				b.RunParallel(func(p *testing.PB) {
+					for call := caller(); p.Next(); {
+						call()
+					}
+				})
+				return
+			}
+			for call := caller(); b.Loop(); {
+				call()
+			}
+		})
 	}
 }

@@ -216,7 +216,9 @@ func writeDecision(w http.ResponseWriter, d *verify.Decision, req *domain.Reques
 	b := appendDecision(buffer[:0], d, req, requestID)
 	h := w.Header()
 	h["Content-Type"], h["Cache-Control"] = jsonType, noStore
-	h["Content-Length"] = []string{strconv.Itoa(len(b))}
+	if len(b) > 2000 { // net/http counts shorter ones itself, which is cheaper
+		h["Content-Length"] = []string{strconv.Itoa(len(b))}
+	}
 	_, _ = w.Write(b)
 	return b
 }

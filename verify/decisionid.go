@@ -45,16 +45,17 @@ func decisionStamp(now time.Time, admitted bool) (u [16]byte) {
 }
 
 func formatDecisionID(stamp [16]byte, key string) string {
+	return string(appendDecisionID(make([]byte, 0, decisionIDLen), stamp, key))
+}
+
+func appendDecisionID(b []byte, stamp [16]byte, key string) []byte {
 	var raw [32]byte
 	copy(raw[:], stamp[:])
 	if key != "" {
 		u := keyBytes(key)
 		copy(raw[16:], u[:])
 	}
-	var b [decisionIDLen]byte
-	copy(b[:], "dec_")
-	decisionEncoding.Encode(b[4:], raw[:])
-	return string(b[:])
+	return decisionEncoding.AppendEncode(append(b, "dec_"...), raw[:])
 }
 
 // NewDecisionID returns a fresh id for a decision about a key (empty: no known

@@ -187,6 +187,14 @@ func (d *Decision) ID() string {
 	return formatDecisionID(d.stamp, d.Key.ID)
 }
 
+// AppendID appends [Decision.ID].
+func (d *Decision) AppendID(b []byte) []byte {
+	if d.Key == nil {
+		return appendDecisionID(b, d.stamp, "")
+	}
+	return appendDecisionID(b, d.stamp, d.Key.ID)
+}
+
 // Skipped lists what the keyspace would have checked and the request did not
 // tell.
 func (d *Decision) Skipped(req *domain.Request) []string {
