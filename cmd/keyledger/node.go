@@ -75,6 +75,7 @@ type node struct {
 // the ledger. It refuses on any doubt about the ledger, with a message that
 // says what was found.
 func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
+	makeRoom()
 	n := &node{config: c, failed: make(chan error, 1), ring: keyring.New()}
 	defer func() {
 		if err != nil {
