@@ -32,7 +32,10 @@ func Nginx(t testing.TB) (path string, env []string) {
 	if err != nil {
 		t.Fatalf("nginx is not on this machine and cannot be fetched: %v\ninstall it (apt-get install nginx)", err)
 	}
-	return filepath.Join(root, "usr/sbin/nginx"), []string{"LD_LIBRARY_PATH=" + strings.Join(libraries(root), ":")}
+	if dirs := libraries(root); len(dirs) > 0 {
+		env = []string{"LD_LIBRARY_PATH=" + strings.Join(dirs, ":")}
+	}
+	return filepath.Join(root, "usr/sbin/nginx"), env
 }
 
 // Caddy builds Caddy, of the version that caddy/go.mod names, once into the user's
@@ -101,9 +104,9 @@ var unpackedNginx = sync.OnceValues(func() (string, error) {
 		if err != nil {
 			return err
 		}
-		download := []string{"download"}
+		download := []string{"download", "nginx"}
 		for line := range strings.Lines(plan) {
-			if f := strings.Fields(line); len(f) > 1 && f[0] == "Inst" {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "Inst" && f[1] != "nginx" {
 				download = append(download, f[1])
 			}
 		}
