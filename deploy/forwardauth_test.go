@@ -471,7 +471,7 @@ func (s *stage) withoutKey(p proxy) {
 		{"X-Original-Uri": {"/health"}, "X-Original-Method": {"GET"}},
 		{"X-Forwarded-Uri": {"/health"}, "X-Forwarded-Method": {"GET"}},
 		{"X-Original-Uri": {"/v1/x"}, "X-Original-Method": {"OPTIONS"}, "Origin": {"x"}, "Access-Control-Request-Method": {"GET"}},
-		{"X-Decision-Answer": {"MjAwCgo"}, "X-Decision-Status": {"200"}, "X-Decision-Id": {"dec_x"}},
+		{"X-Decision-Answer": {"NDE4Cgo"}, "X-Decision-Status": {"200"}, "X-Decision-Id": {"dec_x"}},
 	} {
 		if c := s.through(p, request{"GET", "/v1/parcels/7", forged, 0}); c.status != 401 {
 			s.t.Errorf("%s: %v: %d %s", at, forged, c.status, c.body)

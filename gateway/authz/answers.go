@@ -107,7 +107,7 @@ func decode(s string) *answer {
 	}
 	lines := strings.Split(head, "\n")
 	status, err := strconv.Atoi(lines[0])
-	if err != nil || status < 200 || status > 599 {
+	if err != nil || status < 400 || status > 599 {
 		return nil
 	}
 	a := &answer{status: status, header: http.Header{}, body: []byte(body)}

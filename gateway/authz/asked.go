@@ -126,10 +126,8 @@ func (a *asked) from(h http.Header, method, uri string) *fault {
 // what servers read differently is no request to judge.
 func (a *asked) set(method, uri string) *fault {
 	for i := range len(method) {
-		if c := method[i]; c|0x20 < 'a' || c|0x20 > 'z' {
-			if strings.IndexByte("!#$%&'*+-.^_`|~0123456789", c) < 0 {
-				return &fault{http.StatusBadRequest, "BAD_METHOD", "The method that the proxy forwards is none."}
-			}
+		if !isToken(method[i]) {
+			return &fault{http.StatusBadRequest, "BAD_METHOD", "The method that the proxy forwards is none."}
 		}
 	}
 	path, _, _ := strings.Cut(uri, "?")
@@ -147,6 +145,12 @@ func (a *asked) set(method, uri string) *fault {
 	}
 	a.method, a.path = method, path
 	return nil
+}
+
+// isToken says whether a character may stand in a method or a header's name
+// (RFC 9110 section 5.6.2).
+func isToken(c byte) bool {
+	return c|0x20 >= 'a' && c|0x20 <= 'z' || strings.IndexByte("!#$%&'*+-.^_`|~0123456789", c) >= 0
 }
 
 var ambiguous = &fault{http.StatusBadRequest, "AMBIGUOUS_FORWARDED_REQUEST", "Headers say in two ways which request is asked about, and a client may have sent one of them. Say which proxy asks with ?for=nginx, traefik or caddy; for Envoy, let neither X-Original-* nor X-Forwarded-Method and -Uri through."}

@@ -123,7 +123,7 @@ func (z *Handler) decide(w http.ResponseWriter, r *http.Request, asked *asked, r
 		z.told(w, asked, d.ID(), func(w http.ResponseWriter) { inbound.Refuse(w, r, d.Answer(&req, requestID)) })
 		return
 	}
-	use := verify.Use{Via: via, RequestID: requestID, UserAgent: r.UserAgent(), CostMicros: verify.CostOf(d.Keyspace, "")}
+	use := verify.Use{Via: via, RequestID: requestID, UserAgent: r.UserAgent(), CostMicros: d.Keyspace.Cost.PerRequest}
 	if !z.options.Durable {
 		z.verifier.Record(&d, &req, use)
 	} else {

@@ -111,8 +111,22 @@ func Unescape(path string) string {
 func TellRoom(h http.Header, d *verify.Decision) {
 	var room [5]domain.Header
 	for _, line := range d.RateHeaders(room[:0]) {
-		h.Set(line.Name, line.Value)
+		if name := roomHeaders[line.Name]; name != "" {
+			h[name] = []string{line.Value}
+		} else {
+			h.Set(line.Name, line.Value)
+		}
 	}
+}
+
+// roomHeaders are the names that [verify.Decision.RateHeaders] has, as net/http
+// writes them, which takes it an allocation for each.
+var roomHeaders = map[string]string{
+	"X-RateLimit-Limit":     "X-Ratelimit-Limit",
+	"X-RateLimit-Remaining": "X-Ratelimit-Remaining",
+	"X-RateLimit-Reset":     "X-Ratelimit-Reset",
+	"RateLimit-Policy":      "Ratelimit-Policy",
+	"RateLimit":             "Ratelimit",
 }
 
 // restOfBody is how long a refusal waits for a body that nobody will read.
