@@ -17,7 +17,6 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -140,14 +139,11 @@ func (s *stage) nginx(keyspace string) proxy {
 	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
 		temp += kind + "_temp_path " + filepath.Join(dir, kind) + ";\n"
 	}
-	main := file("nginx.conf", user+"daemon off; worker_processes 1; pid "+filepath.Join(dir, "pid")+"; error_log stderr notice;\n"+
+	// One process: workers live on when their master is killed.
+	main := file("nginx.conf", user+"daemon off; master_process off; pid "+filepath.Join(dir, "pid")+"; error_log stderr notice;\n"+
 		"events { worker_connections 1024; }\nhttp {\naccess_log off;\n"+temp+"include "+conf+";\n}\n")
 	p := testenv.Start(s.t, env, binary, "-e", "stderr", "-p", dir, "-c", main)
-	s.t.Cleanup(func() { // killed, it would leave its workers behind
-		p.Signal(syscall.SIGTERM)
-		_ = p.Wait(10 * time.Second)
-	})
-	p.WaitOutput("start worker process ", 30*time.Second)
+	p.WaitOutput("event method", 30*time.Second)
 	return proxy{"nginx", keyspace, "http://" + address}
 }
 
