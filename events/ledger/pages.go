@@ -7,11 +7,15 @@ import (
 	"fmt"
 	"iter"
 	"log/slog"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/wal"
 )
 
 // Defaults of [PagesOptions].
@@ -39,6 +43,13 @@ type PagesOptions struct {
 	// Written is told of every page that is on the server's disk.
 	Written func(keyspace string, sequence uint64, facts int)
 
+	// WAL is where facts are until they are on the server's disk, so that the end
+	// of the process does not lose them; nil: nowhere. Keep appends one to dst as
+	// the next start will read it; gaps are kept as JSON. The log is the caller's
+	// to close, after the pages.
+	WAL  *wal.Log
+	Keep func(dst []byte, e events.Envelope) []byte
+
 	Log *slog.Logger // nil: slog.Default()
 }
 
@@ -47,8 +58,10 @@ type PagesOptions struct {
 //
 // A use that was recorded is written, however long the server is away, or
 // counted: when memory is full it is dropped, and the next page begins with a
-// usage.gap that says how many, when and why. Only the end of the process loses
-// what is in memory; [Pages.RecordDurable] and [Pages.Close] are for that.
+// usage.gap that says how many, when and why. The end of the process loses what is
+// in memory, unless there is a write-ahead log: then a fact is there, and a dropped
+// one counted there, before Record returns. [Pages.RecordDurable] waits for the
+// server's disk.
 type Pages struct {
 	l    *Ledger
 	node string
@@ -84,25 +97,65 @@ type book struct {
 
 type page struct {
 	facts  []events.Envelope
-	bytes  int // about
+	kept   []kept // where the facts are in the write-ahead log
+	bytes  int    // about
 	first  time.Time
 	urgent bool // somebody waits
 	done   chan struct{}
 	err    error // after done is closed
 }
 
+// kept counts facts in one part of the write-ahead log.
+type kept struct {
+	ref wal.Ref
+	n   int
+}
+
+func (pg *page) keep(r wal.Ref) {
+	if !r.Kept() {
+		return
+	}
+	if n := len(pg.kept); n > 0 && pg.kept[n-1].ref == r {
+		pg.kept[n-1].n++
+		return
+	}
+	pg.kept = append(pg.kept, kept{r, 1})
+}
+
 type gap struct {
+	id       string
 	count    int64
 	from, to time.Time
 	reason   string
+	tally    *wal.Tally // the same numbers in the write-ahead log, or nil
 }
 
-func (g *gap) add(n int64, now time.Time, reason string) {
+// drop counts a fact that memory has no room for. The book's mu is held.
+func (p *Pages) drop(b *book, now time.Time) {
+	g := &b.dropped
 	if g.count == 0 {
-		g.from, g.reason = now, reason
+		*g = gap{id: events.NewID("evt", now), from: now, reason: "the event store was away and memory was full"}
+		if p.o.WAL != nil {
+			buffer := p.o.WAL.Buffer()
+			buffer.Plain = p.o.Keep(buffer.Plain, p.gap(b, *g))
+			g.tally = p.o.WAL.Tally(buffer)
+		}
 	}
-	g.count += n
+	g.count++
 	g.to = now
+	g.tally.Set(g.count, int64(events.At(g.from)), int64(events.At(g.to)), 0)
+}
+
+// release says that a page's facts, and the gap in it, need the write-ahead log no
+// more.
+func (p *Pages) release(pg *page, declared gap) {
+	if p.o.WAL == nil {
+		return
+	}
+	for _, k := range pg.kept {
+		p.o.WAL.Done(k.ref, k.n)
+	}
+	p.o.WAL.Done(declared.tally.Ref(), 1)
 }
 
 // ErrFull says that memory is full of uses that could not be written yet.
@@ -130,15 +183,22 @@ func NewPages(l *Ledger, node string, o PagesOptions) *Pages {
 // Record adds a fact to its keyspace's next page and returns at once. False says
 // that it was dropped and will be declared.
 func (p *Pages) Record(e events.Envelope) bool {
-	_, err := p.add(e, false)
+	_, err := p.add(e, wal.Ref{}, false)
 	return err == nil
+}
+
+// RecordKept is Record for a fact that the write-ahead log has already. It fails
+// with [ErrFull], and with [ErrClosed]: then the log keeps it for the next start.
+func (p *Pages) RecordKept(e events.Envelope, in wal.Ref) error {
+	_, err := p.add(e, in, false)
+	return err
 }
 
 // RecordDurable adds a fact and returns nil when the page with it is on the
 // server's disk. With any error the use MUST NOT be answered as recorded: it may
 // be written yet, or not.
 func (p *Pages) RecordDurable(ctx context.Context, e events.Envelope) error {
-	pg, err := p.add(e, true)
+	pg, err := p.add(e, wal.Ref{}, true)
 	if err != nil {
 		return err
 	}
@@ -150,12 +210,17 @@ func (p *Pages) RecordDurable(ctx context.Context, e events.Envelope) error {
 	}
 }
 
-func (p *Pages) add(e events.Envelope, urgent bool) (*page, error) {
+func (p *Pages) add(e events.Envelope, in wal.Ref, urgent bool) (*page, error) {
 	b := p.book(e.Keyspace)
 	if b == nil {
 		return nil, ErrClosed
 	}
 	full := int(p.held.Add(1))*heldBytes > p.o.Memory
+	if !full && p.o.WAL != nil && !in.Kept() {
+		buffer := p.o.WAL.Buffer()
+		buffer.Plain = p.o.Keep(buffer.Plain, e)
+		in = p.o.WAL.Append(buffer)
+	}
 	b.mu.Lock()
 	if full || b.closed {
 		p.held.Add(-1)
@@ -164,7 +229,7 @@ func (p *Pages) add(e events.Envelope, urgent bool) (*page, error) {
 			return nil, ErrClosed
 		}
 		if !urgent { // the caller of a durable one is told, and refuses the request
-			b.dropped.add(1, time.Now(), "the event store was away and memory was full")
+			p.drop(b, time.Now())
 		}
 		b.mu.Unlock()
 		return nil, ErrFull
@@ -176,6 +241,7 @@ func (p *Pages) add(e events.Envelope, urgent bool) (*page, error) {
 		b.open, b.spare = pg, nil
 	}
 	pg.facts = append(pg.facts, e)
+	pg.keep(in)
 	before := pg.bytes
 	pg.bytes += 640 // about what a use is on the wire; encoding tells exactly
 	wake := begun || urgent && !pg.urgent || before < p.o.MaxBytes && pg.bytes >= p.o.MaxBytes
@@ -257,7 +323,7 @@ func (p *Pages) Flush(ctx context.Context) error {
 }
 
 // Close writes what is left, gaps included, and stops. When ctx ends first it
-// says how many facts were lost.
+// says how many facts were lost, or are left to the write-ahead log.
 func (p *Pages) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
@@ -286,6 +352,9 @@ func (p *Pages) Close(ctx context.Context) error {
 	lost := p.held.Load()
 	for b := range p.all() {
 		lost += b.dropped.count
+	}
+	if lost > 0 && p.o.WAL != nil {
+		return fmt.Errorf("%d uses have not reached the event store: they are in the write-ahead log %s, for the next start: %w", lost, p.o.WAL.Dir(), ctx.Err())
 	}
 	if lost > 0 {
 		return fmt.Errorf("%d uses were neither recorded nor declared before the end: %w", lost, ctx.Err())
@@ -327,6 +396,7 @@ func (p *Pages) write(b *book) {
 				b.fail(pg, declared)
 				return
 			}
+			p.release(pg, declared)
 			if cap(pg.facts) <= 1<<13 { // more is from an outage
 				clear(pg.facts)
 				b.mu.Lock()
@@ -393,6 +463,9 @@ func (p *Pages) writePage(b *book, pg *page, declared gap) bool {
 		}) {
 			return false
 		}
+		if p.o.WAL != nil {
+			p.o.WAL.Stored(sequence)
+		}
 		if p.o.Written != nil {
 			p.o.Written(b.keyspace, sequence, lines)
 		}
@@ -444,7 +517,11 @@ func (p *Pages) writePage(b *book, pg *page, declared gap) bool {
 		if err != nil {
 			// It can never be written; that it was is still recorded.
 			p.o.Log.Error("a use cannot be written", "event", e.ID, "type", e.Type, "error", err)
-			unwritable.add(1, e.Time.Time(), "an event could not be encoded")
+			if unwritable.count == 0 {
+				unwritable = gap{from: e.Time.Time(), reason: "an event could not be encoded"}
+			}
+			unwritable.count++
+			unwritable.to = e.Time.Time()
 		}
 	}
 	if unwritable.count > 0 {
@@ -462,6 +539,9 @@ func (p *Pages) writePage(b *book, pg *page, declared gap) bool {
 func (p *Pages) gap(b *book, g gap) events.Envelope {
 	e := events.New(events.UsageGap{Count: g.count, Reason: g.reason, From: events.At(g.from), To: events.At(g.to), Node: p.node}, time.Now())
 	e.Keyspace, e.Actor, e.Via = b.keyspace, events.Actor{Type: "system", ID: p.node}, "verifier"
+	if g.id != "" {
+		e.ID = g.id
+	}
 	return e
 }
 
@@ -483,4 +563,45 @@ func (p *Pages) persist(what string, f func() error) bool {
 		}
 		pause = min(2*pause, time.Second)
 	}
+}
+
+// PageHead is the sequence of a node's last page of a keyspace, 0 where there is
+// none, as of every acknowledged write.
+func (l *Ledger) PageHead(ctx context.Context, keyspace, node string) (uint64, error) {
+	m, err := l.get(ctx, events.Usage, getRequest{LastFor: pageSubject(keyspace, node)})
+	if isNotFound(err) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read the last page of %s: %w", pageSubject(keyspace, node), err)
+	}
+	return m.sequence, nil
+}
+
+// PagesOf yields what a node recorded behind a place in USAGE, up to its head as
+// it is now.
+func (l *Ledger) PagesOf(ctx context.Context, node string, after uint64) iter.Seq2[events.Record, error] {
+	return l.Read(ctx, events.Usage, after+1, 0, pageSubject("*", node))
+}
+
+// AppendPageAfter stores a page of a node whose process has ended, behind the page
+// that is its last one. It fails with [ErrConflict] where another page, such as
+// one that the process sent before its end, has come first; with the expectation
+// of the page that this one stores, that one can come no more.
+func (l *Ledger) AppendPageAfter(ctx context.Context, keyspace, node string, last uint64, bodies [][]byte) (uint64, error) {
+	m := &nats.Msg{Subject: pageSubject(keyspace, node), Header: nats.Header{}, Data: events.Page(bodies)}
+	if err := l.fits(m); err != nil {
+		return 0, err
+	}
+	m.Header[expectSubject] = []string{strconv.FormatUint(last, 10)}
+	return l.append(ctx, attempt{
+		stream: events.Usage, id: eventID(bodies[len(bodies)-1]),
+		publish: func(ctx context.Context) (uint64, error) {
+			ack, err := l.publish(ctx, m)
+			return ack.Sequence, err
+		},
+		stored: func(ctx context.Context) (*message, error) {
+			return l.get(ctx, events.Usage, getRequest{Seq: last + 1, NextFor: m.Subject})
+		},
+	})
 }
