@@ -10,6 +10,7 @@ import (
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/events/wal"
 )
 
 // folds counts refusals, and what other traffic draws, by second, so that an attack writes a bounded number of
@@ -25,18 +26,32 @@ type folds struct {
 	node string
 	emit func(events.Envelope)
 
+	// log, where there is one, has every count before the request is answered,
+	// and then the facts go to kept with it.
+	log  *wal.Log
+	kept func(events.Envelope, *wal.Tally)
+
 	// mu guards seconds, of which there are two at most but for clock steps.
 	mu      sync.Mutex
 	seconds map[int64]*second // by Unix time
 }
 
 type second struct {
-	denied    map[deniedAs]*denied
-	limited   map[limitedAs]*limited
-	rejected  map[rejectedAs]*events.Fold
-	taken     map[takenAs]*events.Fold
+	denied    map[deniedAs]*count
+	limited   map[limitedAs]*count
+	rejected  map[rejectedAs]*count
+	taken     map[takenAs]*count
 	endpoints int
 	sources   int
+}
+
+// count is what one fact will say.
+type count struct {
+	events.Fold
+	keyspace, owner string
+	limit           int64 // of a key.rate_limited
+	id              string
+	tally           *wal.Tally
 }
 
 type deniedAs struct {
@@ -45,18 +60,7 @@ type deniedAs struct {
 	endpoint string
 }
 
-type denied struct {
-	keyspace, owner string
-	events.Fold
-}
-
 type limitedAs struct{ key, window string }
-
-type limited struct {
-	keyspace, owner string
-	limit           int64
-	events.Fold
-}
 
 // takenAs is an owner's pool, which other traffic drew from.
 type takenAs struct{ keyspace, owner string }
@@ -82,8 +86,8 @@ func (f *folds) at(now time.Time) *second {
 	s := f.seconds[now.Unix()]
 	if s == nil {
 		s = &second{
-			denied: make(map[deniedAs]*denied), limited: make(map[limitedAs]*limited),
-			rejected: make(map[rejectedAs]*events.Fold), taken: make(map[takenAs]*events.Fold),
+			denied: make(map[deniedAs]*count), limited: make(map[limitedAs]*count),
+			rejected: make(map[rejectedAs]*count), taken: make(map[takenAs]*count),
 		}
 		f.seconds[now.Unix()] = s
 	}
@@ -105,11 +109,12 @@ func (f *folds) deny(key *domain.Key, code domain.Code, path string, now time.Ti
 		// A part of the request's text would keep all of it in memory, and a
 		// request line may have a megabyte.
 		as.endpoint = strings.Clone(as.endpoint)
-		d = &denied{keyspace: key.Keyspace, owner: key.Owner}
+		d = &count{keyspace: key.Keyspace, owner: key.Owner}
 		s.denied[as] = d
 		s.endpoints++
+		f.begin(d, as.event(d, f.node, now))
 	}
-	add(&d.Fold, 1, now)
+	d.add(1, now)
 }
 
 // limit counts a request that a key's limit refused.
@@ -120,11 +125,12 @@ func (f *folds) limit(key *domain.Key, by *Limit, now time.Time) {
 	as := limitedAs{key.ID, by.Window}
 	l := s.limited[as]
 	if l == nil {
-		l = &limited{keyspace: key.Keyspace, owner: key.Owner}
+		l = &count{keyspace: key.Keyspace, owner: key.Owner}
 		s.limited[as] = l
+		f.begin(l, as.event(l, f.node, now))
 	}
 	l.limit = by.Limit
-	add(&l.Fold, 1, now)
+	l.add(1, now)
 }
 
 // take counts n requests of other traffic that drew from an owner's pool.
@@ -133,10 +139,13 @@ func (f *folds) take(owner *domain.Owner, n int64, now time.Time) {
 	defer f.mu.Unlock()
 	s := f.at(now)
 	as := takenAs{owner.Keyspace, owner.ID}
-	if s.taken[as] == nil {
-		s.taken[as] = new(events.Fold)
+	t := s.taken[as]
+	if t == nil {
+		t = &count{keyspace: owner.Keyspace, owner: owner.ID}
+		s.taken[as] = t
+		f.begin(t, as.event(t, f.node, now))
 	}
-	add(s.taken[as], n, now)
+	t.add(n, now)
 }
 
 // reject counts a request without a known key.
@@ -145,29 +154,42 @@ func (f *folds) reject(keyspace string, code domain.Code, source netip.Addr, now
 	defer f.mu.Unlock()
 	s := f.at(now)
 	as := rejectedAs{keyspace: keyspace, code: code, source: network(source)}
-	fold := s.rejected[as]
-	if fold == nil && s.sources >= maxSources {
+	r := s.rejected[as]
+	if r == nil && s.sources >= maxSources {
 		as = rejectedAs{keyspace: keyspace, code: code, overflow: true}
-		fold = s.rejected[as]
+		r = s.rejected[as]
 	}
-	if fold == nil {
+	if r == nil {
 		as.keyspace = strings.Clone(keyspace) // as above: it may be a part of a body
-		fold = new(events.Fold)
-		s.rejected[as] = fold
+		r = &count{keyspace: as.keyspace}
+		s.rejected[as] = r
 		if !as.overflow {
 			s.sources++
 		}
+		f.begin(r, as.event(r, f.node, now))
 	}
-	add(fold, 1, now)
+	r.add(1, now)
 }
 
-func add(f *events.Fold, n int64, now time.Time) {
-	at := events.At(now)
-	f.Count += n
-	if f.First == 0 || at < f.First {
-		f.First = at
+// begin puts a fact into the log that counts nothing yet. Its id stays, so that
+// whoever finds it there can tell whether it was written. mu is held.
+func (f *folds) begin(c *count, e events.Envelope) {
+	c.id = e.ID
+	if f.log != nil {
+		b := f.log.Buffer()
+		b.Plain = keep(b.Plain, e)
+		c.tally = f.log.Tally(b)
 	}
-	f.Last = max(f.Last, at)
+}
+
+func (c *count) add(n int64, now time.Time) {
+	at := events.At(now)
+	c.Count += n
+	if c.First == 0 || at < c.First {
+		c.First = at
+	}
+	c.Last = max(c.Last, at)
+	c.tally.Set(c.Count, int64(c.First), int64(c.Last), c.limit)
 }
 
 // network is the address as it is folded: IPv6 by /64, because whoever has one
@@ -197,29 +219,53 @@ func (f *folds) flush(before time.Time) {
 	f.mu.Unlock()
 	now := time.Now()
 	for _, s := range over {
-		for as, d := range s.denied {
-			e := events.New(events.KeyDenied{Code: string(as.code), Endpoint: as.endpoint, Node: f.node, Fold: d.Fold}, now)
-			e.Keyspace, e.Owner, e.Key = d.keyspace, d.owner, as.key
-			f.emit(e)
+		for as, c := range s.denied {
+			f.write(c, as.event(c, f.node, now))
 		}
-		for as, l := range s.limited {
-			e := events.New(events.KeyRateLimited{Window: as.window, Limit: l.limit, Node: f.node, Fold: l.Fold}, now)
-			e.Keyspace, e.Owner, e.Key = l.keyspace, l.owner, as.key
-			f.emit(e)
+		for as, c := range s.limited {
+			f.write(c, as.event(c, f.node, now))
 		}
-		for as, fold := range s.taken {
-			e := events.New(events.LimitTaken{Node: f.node, Fold: *fold}, now)
-			e.Keyspace, e.Owner = as.keyspace, as.owner
-			f.emit(e)
+		for as, c := range s.taken {
+			f.write(c, as.event(c, f.node, now))
 		}
-		for as, fold := range s.rejected {
-			data := events.CredentialRejected{Code: string(as.code), Overflow: as.overflow, Node: f.node, Fold: *fold}
-			e := events.New(data, now)
-			e.Keyspace = as.keyspace
-			e.Data = seal.Rejected{CredentialRejected: data, ClearIP: sourceText(as.source)}
-			f.emit(e)
+		for as, c := range s.rejected {
+			f.write(c, as.event(c, f.node, now))
 		}
 	}
+}
+
+func (f *folds) write(c *count, e events.Envelope) {
+	e.ID = c.id
+	if c.tally != nil {
+		f.kept(e, c.tally)
+	} else {
+		f.emit(e)
+	}
+}
+
+func (c *count) event(data events.Payload, key string, now time.Time) events.Envelope {
+	e := events.New(data, now)
+	e.Keyspace, e.Owner, e.Key = c.keyspace, c.owner, key
+	return e
+}
+
+func (as deniedAs) event(c *count, node string, now time.Time) events.Envelope {
+	return c.event(events.KeyDenied{Code: string(as.code), Endpoint: as.endpoint, Node: node, Fold: c.Fold}, as.key, now)
+}
+
+func (as limitedAs) event(c *count, node string, now time.Time) events.Envelope {
+	return c.event(events.KeyRateLimited{Window: as.window, Limit: c.limit, Node: node, Fold: c.Fold}, as.key, now)
+}
+
+func (as takenAs) event(c *count, node string, now time.Time) events.Envelope {
+	return c.event(events.LimitTaken{Node: node, Fold: c.Fold}, "", now)
+}
+
+func (as rejectedAs) event(c *count, node string, now time.Time) events.Envelope {
+	return c.event(seal.Rejected{
+		CredentialRejected: events.CredentialRejected{Code: string(as.code), Overflow: as.overflow, Node: node, Fold: c.Fold},
+		ClearIP:            sourceText(as.source),
+	}, "", now)
 }
 
 func sourceText(a netip.Addr) string {

@@ -13,16 +13,25 @@ import (
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/events/wal"
 )
 
 // Recorder writes what was decided to USAGE: admitted requests one by one, in
 // pages; refusals counted by second, shortly after the second is over. It is safe
 // for concurrent use and may serve several verifiers of one process.
+//
+// With a write-ahead log ([OpenRecorder]) what was recorded or counted survives
+// kill -9, and a power cut but for the last 50 ms: the next recorder of the same
+// directory writes it. Without one ([NewRecorder], for a process that has no
+// directory) the end of the process loses what has not been written yet, some
+// milliseconds of uses and a second of refusals.
 type Recorder struct {
 	node    string
 	pages   *ledger.Pages
 	keys    *seal.Keys
 	folds   *folds
+	wal     *wal.Log // nil: there is none
+	log     *slog.Logger
 	pool    sync.Pool // of *pendingUse
 	stop    context.CancelFunc
 	running sync.WaitGroup
@@ -34,16 +43,33 @@ type RecorderOptions struct {
 	Memory  int                                              // about so many bytes of uses wait while NATS is away; 0: 64 MiB
 	Written func(keyspace string, sequence uint64, uses int) // told of every page that is on the server's disk; may be nil
 	Log     *slog.Logger                                     // nil: slog.Default()
+
+	// Of [OpenRecorder] alone: where the write-ahead logs of this ledger's
+	// processes on this machine are, the key that wraps theirs, and the keyspaces
+	// in which a loss is declared that nobody can say the keyspace of.
+	Dir       string
+	Master    seal.Master
+	Keyspaces []string
 }
 
-// NewRecorder starts a recorder for a node. The name is a subject token, and of
-// no other running process. Personal data is sealed with keys.
-// [Recorder.Close] MUST be called.
+// NewRecorder starts a recorder for a node, without a write-ahead log. The name is
+// a subject token, and of no other running process. Personal data is sealed with
+// keys. [Recorder.Close] MUST be called.
 func NewRecorder(l *ledger.Ledger, keys *seal.Keys, node string, o RecorderOptions) *Recorder {
-	r := &Recorder{node: node, keys: keys}
-	r.pages = ledger.NewPages(l, node, ledger.PagesOptions{Memory: o.Memory, Prepare: r.prepare, Written: o.Written, Log: o.Log})
+	return newRecorder(l, keys, node, o, nil)
+}
+
+func newRecorder(l *ledger.Ledger, keys *seal.Keys, node string, o RecorderOptions, log *wal.Log) *Recorder {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	r := &Recorder{node: node, keys: keys, wal: log, log: o.Log}
+	r.pages = ledger.NewPages(l, node, ledger.PagesOptions{
+		Memory: o.Memory, Prepare: r.prepare, Written: o.Written, Log: o.Log, WAL: log, Keep: keep,
+	})
 	r.pool.New = func() any { return &pendingUse{text: make([]byte, 0, 256)} }
-	r.folds = newFolds(node, r.recordFold)
+	r.folds = newFolds(node, func(e events.Envelope) { r.pages.Record(r.fold(e)) })
+	r.folds.log, r.folds.kept = log, r.recordKept
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
 	r.running.Go(func() { r.flushSeconds(ctx) })
@@ -85,13 +111,41 @@ func (r *Recorder) Flush(ctx context.Context) error {
 	return r.pages.Flush(ctx)
 }
 
+// Unprotected says why a killed process, or a power cut, would lose what is
+// recorded now: nil where it would not.
+func (r *Recorder) Unprotected() error {
+	if r.wal == nil {
+		return errNoLog
+	}
+	return r.wal.Err()
+}
+
+var errNoLog = errors.New("there is no write-ahead log: a killed process loses the uses of its last milliseconds and the refusals of its last second")
+
+// LogBytes is what the write-ahead log takes on disk.
+func (r *Recorder) LogBytes() int64 {
+	if r.wal == nil {
+		return 0
+	}
+	return r.wal.Bytes()
+}
+
 // Close writes what is left and stops. When ctx ends first, its error says how
-// much was lost.
+// much was lost; nothing where there is a write-ahead log, which then stays.
 func (r *Recorder) Close(ctx context.Context) error {
 	r.stop()
 	r.running.Wait()
 	r.folds.flush(always)
-	return r.pages.Close(ctx)
+	err := r.pages.Close(ctx)
+	if r.wal == nil {
+		return err
+	}
+	open, failed := r.wal.Close()
+	if open > 0 && failed == nil {
+		r.log.Warn("not everything has reached the event store: the next start records it", "log", r.wal.Dir(), "error", err)
+		return nil
+	}
+	return errors.Join(err, failed)
 }
 
 // Use is what is told of an admitted request besides the decision.
@@ -161,12 +215,20 @@ func (r *Recorder) refused(d *Decision, req *domain.Request) {
 	r.folds.reject(req.Keyspace, d.Code, source(req.IP), d.Time)
 }
 
-func (r *Recorder) recordFold(e events.Envelope) {
+func (r *Recorder) fold(e events.Envelope) events.Envelope {
 	e.Actor, e.Via = events.Actor{Type: "system", ID: r.node}, "verifier"
 	if e.Key != "" {
 		e.Actor = events.Actor{Type: "key", ID: e.Key}
 	}
-	r.pages.Record(e)
+	return e
+}
+
+func (r *Recorder) recordKept(e events.Envelope, t *wal.Tally) {
+	if errors.Is(r.pages.RecordKept(r.fold(e), t.Ref()), ledger.ErrFull) {
+		// It is declared as lost, and must not come back from the log.
+		t.Set(0, 0, 0, 0)
+		r.wal.Done(t.Ref(), 1)
+	}
 }
 
 // pendingUse is a key.used on its way to its page: what the hot path copies. The
