@@ -23,12 +23,14 @@ var (
 	lag      = prometheus.NewDesc("keyledger_projection_lag", "Messages that a projection has not applied yet.", []string{"projection"}, nil)
 	stopped  = prometheus.NewDesc("keyledger_projection_stopped", "1 where a projection stopped on a record that it cannot apply.", []string{"projection"}, nil)
 	lost     = prometheus.NewDesc("keyledger_verifier_lost_seconds", "How long ago this node's state was last known to be complete.", nil, nil)
+	walBytes = prometheus.NewDesc("keyledger_recorder_log_bytes", "What the write-ahead log takes on disk.", nil, nil)
+	exposed  = prometheus.NewDesc("keyledger_recorder_unprotected", "1 while a killed process or a power cut would lose what this node records.", nil, nil)
 	held     = prometheus.NewDesc("keyledger_uses_held", "Uses in memory that wait to be written.", nil, nil)
 )
 
 // Describe is prometheus.Collector's.
 func (g *gauges) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{applied, heads, doubted, position, lag, stopped, lost, held} {
+	for _, d := range []*prometheus.Desc{applied, heads, doubted, position, lag, stopped, lost, held, walBytes, exposed} {
 		to <- d
 	}
 }
@@ -61,6 +63,8 @@ func (g *gauges) Collect(to chan<- prometheus.Metric) {
 	}
 	if g.Recorder != nil {
 		set(held, float64(g.Recorder.Held()))
+		set(walBytes, float64(g.Recorder.LogBytes()))
+		set(exposed, flag(g.Recorder.Unprotected() != nil))
 	}
 }
 

@@ -170,7 +170,7 @@ type LimitTaken struct {
 
 // UsageGap declares uses that could not be recorded.
 type UsageGap struct {
-	Count  int64  `json:"count"`
+	Count  int64  `json:"count"` // 0: nobody knows
 	Reason string `json:"reason"`
 	From   Time   `json:"from"`
 	To     Time   `json:"to"`

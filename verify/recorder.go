@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -111,16 +112,21 @@ func (r *Recorder) Flush(ctx context.Context) error {
 	return r.pages.Flush(ctx)
 }
 
-// Unprotected says why a killed process, or a power cut, would lose what is
-// recorded now: nil where it would not.
+// ErrUnprotected says that a killed process, or a power cut, would lose what is
+// recorded.
+var ErrUnprotected = errors.New("the last uses are not safe")
+
+// Unprotected is nil where a killed process loses nothing and a power cut no more
+// than 50 ms, else an [ErrUnprotected] that says why.
 func (r *Recorder) Unprotected() error {
 	if r.wal == nil {
-		return errNoLog
+		return fmt.Errorf("%w: there is no write-ahead log, a killed process loses the uses of its last milliseconds and the refusals of its last second", ErrUnprotected)
 	}
-	return r.wal.Err()
+	if err := r.wal.Err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnprotected, err)
+	}
+	return nil
 }
-
-var errNoLog = errors.New("there is no write-ahead log: a killed process loses the uses of its last milliseconds and the refusals of its last second")
 
 // LogBytes is what the write-ahead log takes on disk.
 func (r *Recorder) LogBytes() int64 {

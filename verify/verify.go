@@ -14,8 +14,9 @@
 // not. A decision looks at one key, one owner and one keyspace, each of which is
 // consistent, but not at one instant of all three. Recording without waiting
 // keeps uses in bounded memory: what does not fit while NATS is away is declared
-// as a gap, and a killed process loses what it had not written yet, some
-// milliseconds of it; [Verifier.RecordDurably] is for those who cannot have that.
+// as a gap. What a killed process had not written yet is in its write-ahead log,
+// where it has one ([OpenRecorder]), and else lost; [Verifier.RecordDurably] waits
+// for the server's disk.
 // Limits are those of one process (package limit), which counts what others tell
 // after [Verifier.Share] (package peers); a process that begins calls
 // [Verifier.Recount]. What is asked of a

@@ -142,7 +142,7 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	n, err = openNode(ctx, nodeConfig{
 		Program: "dev", Name: name, Conn: conn, Pool: pool, Replicas: 1,
 		SyncAlways: func(context.Context) (bool, error) { return server.SyncAlways(), nil },
-		HeadFile:   state.File("head.json"), Master: master, Log: log,
+		HeadFile:   state.File("head.json"), WAL: state.File("wal"), Master: master, Log: log,
 		OnKeyspace: func(*domain.Keyspace) {
 			if g := routed.Load(); g != nil {
 				if err := g.SetRoutes(devRoutes(n, upstream.Addr().String())); err != nil {

@@ -22,6 +22,13 @@ func health(n *node) http.Handler {
 	registry.MustRegister(
 		gauge("keyring_sequence", "Last LEDGER sequence that this process decides with.", func() float64 { return float64(n.ring.Sequence()) }),
 		gauge("verifier_lost_seconds", "How long ago LEDGER was last known to be followed to its end.", func() float64 { return n.verifier.Lost().Seconds() }),
+		gauge("recorder_unprotected", "1 while a killed process or a power cut would lose what it records.", func() float64 {
+			if n.recorder.Unprotected() != nil {
+				return 1
+			}
+			return 0
+		}),
+		gauge("recorder_log_bytes", "What the write-ahead log takes on disk.", func() float64 { return float64(n.recorder.LogBytes()) }),
 		gauge("recorder_held", "Facts that wait in memory to be written to USAGE.", func() float64 { return float64(n.recorder.Held()) }),
 	)
 	mux := http.NewServeMux()

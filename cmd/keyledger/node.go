@@ -44,6 +44,7 @@ type nodeConfig struct {
 	SyncAlways func(context.Context) (bool, error)
 	Unverified bool   // start although nobody says whether NATS syncs every write
 	HeadFile   string // remembers how far the streams were
+	WAL        string // directory of the write-ahead logs; empty: there are none
 	Master     seal.Master
 	OnKeyspace func(*domain.Keyspace)
 	Stale      time.Duration
@@ -120,7 +121,9 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		return nil, ctx.Err()
 	}
 	go debug.FreeOSMemory() // what reading a long history took
-	n.recorder = verify.NewRecorder(n.ledger, n.seal, c.Name, verify.RecorderOptions{Log: c.Log})
+	if n.recorder, err = openRecorder(ctx, n); err != nil {
+		return nil, err
+	}
 	n.verifier = verify.New(n.ring, n.recorder, verify.Options{
 		Head:        func(ctx context.Context) (uint64, error) { return n.ledger.Head(ctx, events.Ledger) },
 		StaleWindow: c.Stale,
@@ -147,6 +150,17 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+func openRecorder(ctx context.Context, n *node) (*verify.Recorder, error) {
+	o := verify.RecorderOptions{Log: n.config.Log, Dir: n.config.WAL, Master: n.config.Master}
+	if o.Dir == "" {
+		return verify.NewRecorder(n.ledger, n.seal, n.config.Name, o), nil
+	}
+	for _, k := range n.ring.Keyspaces() {
+		o.Keyspaces = append(o.Keyspaces, k.Document.Keyspace)
+	}
+	return verify.OpenRecorder(ctx, n.ledger, n.seal, n.config.Name, o)
 }
 
 // recountTime is how long a start waits at most for the limits to be recounted.
@@ -280,7 +294,10 @@ func apiDeps(ctx context.Context, n *node) api.Deps {
 // ready says what keeps the node from being relied on. PostgreSQL is not part
 // of it: without it keys are verified and changed as ever.
 func (n *node) ready(context.Context) map[string]error {
-	checks := map[string]error{"ledger": n.ledger.Err(events.Ledger), "stream": nil}
+	checks := map[string]error{"ledger": n.ledger.Err(events.Ledger), "stream": nil, "write-ahead log": nil}
+	if err := n.recorder.Unprotected(); err != nil {
+		checks["write-ahead log"] = api.Note{Err: err} // requests are answered and recorded as ever
+	}
 	if lost := n.verifier.Lost(); lost > 10*time.Second {
 		checks["stream"] = fmt.Errorf("LEDGER was last known to be followed to its end %s ago: is NATS reachable?", lost.Round(time.Second))
 	}

@@ -162,11 +162,17 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 		SyncAlways: ledger.SyncedBy(s.NATS.Monitor), Unverified: s.NATS.AllowUnverifiedSync,
 		Master: master, Stale: s.StaleWindow, Log: log,
 	}
-	if s.StateDir != "" {
-		if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
-			return fmt.Errorf("state_dir: %w", err)
+	if records := program == "serve" || program == "gateway"; records || s.StateDir != "" {
+		dir, err := s.openStateDir(program, master)
+		if err != nil {
+			return err
 		}
-		c.HeadFile = filepath.Join(s.StateDir, "head."+program+".json")
+		if dir != "" {
+			c.HeadFile = filepath.Join(dir, "head."+program+".json")
+		}
+		if dir != "" && records {
+			c.WAL = filepath.Join(dir, "wal")
+		}
 	}
 	var certificates *front.Certificates
 	if s.Front.TLS.Listen != "" && (program == "gateway" || program == "serve") {

@@ -3,12 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -47,8 +51,13 @@ type settings struct {
 	// may share it. Default: one made of the host's name.
 	Node string `yaml:"node"`
 
-	// StateDir keeps how far the streams were, and root.key after init. Without
-	// it a lost tail is found only by what PostgreSQL remembers.
+	// StateDir keeps how far the streams were, and the write-ahead logs of uses
+	// that are answered and not yet in NATS: on a disk that stays when the
+	// process, or its container, is replaced. Default: a directory of this ledger
+	// and program in systemd's STATE_DIRECTORY, else /var/lib/keyledger (as root)
+	// or keyledger in the user's state directory. none: nothing is kept; a killed
+	// process then loses its last uses, and a lost tail of the streams is found
+	// only by what PostgreSQL remembers.
 	StateDir string `yaml:"state_dir"`
 
 	// MasterKeyFile holds the key that personal data is sealed under: 32 bytes
@@ -117,7 +126,7 @@ var flagged = []struct{ path, usage string }{
 	{"authz_socket", "Unix socket that answers forward-auth without a token"},
 	{"authz_socket_mode", "permissions of that socket, in octal"},
 	{"node", "name to record uses under"},
-	{"state_dir", "directory for what this process remembers"},
+	{"state_dir", "directory for what this process remembers, or none"},
 	{"master_key_file", "file with the key that personal data is sealed under"},
 	{"nats.url", "NATS servers, separated by commas"},
 	{"nats.credentials", "NATS .creds file"},
@@ -299,3 +308,47 @@ func (s *settings) pool(ctx context.Context) (*pgxpool.Pool, error) {
 }
 
 func (s *settings) master() (seal.Master, error) { return seal.LoadMaster(s.MasterKeyFile) }
+
+// noState is the state_dir of a process that has no directory.
+const noState = "none"
+
+// openStateDir makes the state directory of a program and says where it is; empty
+// for none. The default is one for each ledger, told by its master key: what one
+// ledger's processes left must never be recorded in another.
+func (s *settings) openStateDir(program string, master seal.Master) (string, error) {
+	dir := s.StateDir
+	if dir == noState {
+		return "", nil
+	}
+	if dir == "" {
+		base := os.Getenv("STATE_DIRECTORY") // of systemd: several are separated by colons
+		base, _, _ = strings.Cut(base, ":")
+		if base == "" && os.Geteuid() == 0 {
+			base = "/var/lib/keyledger"
+		}
+		if base == "" {
+			if base = os.Getenv("XDG_STATE_HOME"); !filepath.IsAbs(base) {
+				home, err := os.UserHomeDir()
+				if err != nil {
+					return "", usageError("there is no directory for what must survive this process: set state_dir (or %s) to one on a disk, or to none, and a killed process loses its last uses", envName("state_dir"))
+				}
+				base = filepath.Join(home, ".local", "state")
+			}
+			base = filepath.Join(base, "keyledger")
+		}
+		print := hmac.New(sha256.New, master[:])
+		print.Write([]byte("state directory"))
+		dir = filepath.Join(base, program+"-"+hex.EncodeToString(print.Sum(nil)[:6]))
+	}
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		var probe *os.File
+		if probe, err = os.CreateTemp(dir, ".probe-*"); err == nil {
+			err = errors.Join(probe.Close(), os.Remove(probe.Name()))
+		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("state_dir %s cannot be written: %w. It holds what was answered and is not yet in NATS, so name a directory on a disk that stays (in a container, a volume) with state_dir or %s; with state_dir: none a killed process loses its last uses", dir, err, envName("state_dir"))
+	}
+	return dir, nil
+}

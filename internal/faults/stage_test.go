@@ -187,8 +187,8 @@ func newStage(t testing.TB, natsURL, postgres string, settings ...string) *stage
 	t.Helper()
 	dir := t.TempDir()
 	s := &stage{t: t, nats: natsURL, postgres: postgres, config: filepath.Join(dir, "keyledger.yaml"), seen: &journal{}}
-	writeFile(t, s.config, fmt.Sprintf("master_key_file: %q\npostgres: {url: %q}\nnats: {%s}\n",
-		filepath.Join(dir, "master.key"), postgres, strings.Join(append(settings, fmt.Sprintf("url: %q", natsURL)), ", ")))
+	writeFile(t, s.config, fmt.Sprintf("master_key_file: %q\nstate_dir: %q\npostgres: {url: %q}\nnats: {%s}\n",
+		filepath.Join(dir, "master.key"), filepath.Join(dir, "state"), postgres, strings.Join(append(settings, fmt.Sprintf("url: %q", natsURL)), ", ")))
 	rootFile := filepath.Join(dir, "root.key")
 	p := testenv.Start(t, nil, testenv.Build(t), "init", "--config", s.config, "--root-key-file", rootFile)
 	if err := p.Wait(patience); err != nil {
