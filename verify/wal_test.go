@@ -191,3 +191,34 @@ func TestKilled(t *testing.T) {
 		}
 	}
 }
+
+// What the write-ahead log costs a recorded use, beside one without.
+func BenchmarkLogged(b *testing.B) {
+	w, _ := birds(b)
+	_, plain, _ := mortal(b, w, filepath.Join(b.TempDir(), "wal"), "gw", nil)
+	for _, c := range []struct {
+		name string
+		r    *verify.Recorder
+	}{{"without", w.Recorder}, {"with", plain}} {
+		v := verify.New(w.Ring, c.r, verify.Options{})
+		b.Cleanup(v.Close)
+		b.Run("use/"+c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			req := request(secret)
+			for b.Loop() {
+				d := v.Verify(req)
+				v.Record(&d, &req, verify.Use{Via: "api", RequestID: "req_0190d0c0-0000-7000-8000-000000000001", UserAgent: "curl/8", Status: 200, Latency: time.Millisecond})
+			}
+			b.StopTimer()
+			if err := c.r.Flush(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+		})
+		b.Run("refusal/"+c.name, func(b *testing.B) {
+			req := request("bd_live_nobody")
+			for b.Loop() {
+				v.Verify(req)
+			}
+		})
+	}
+}

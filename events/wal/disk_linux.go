@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"syscall"
+	"unsafe"
 )
 
 // allocate takes the blocks of a file, so that a write into its mapping needs no
@@ -17,10 +18,14 @@ func allocate(f *os.File, size int64) error {
 	return err
 }
 
-// flush brings what was written through the mapping to the disk: the pages of
-// the file are the same.
-func flush(f *os.File, _ []byte) error {
-	return again(func() error { return syscall.Fdatasync(int(f.Fd())) })
+// flush is an fdatasync of the part of the file that the mapping is of.
+func flush(_ *os.File, m []byte) error {
+	return again(func() error {
+		if _, _, errno := syscall.Syscall(syscall.SYS_MSYNC, uintptr(unsafe.Pointer(unsafe.SliceData(m))), uintptr(len(m)), syscall.MS_SYNC); errno != 0 {
+			return errno
+		}
+		return nil
+	})
 }
 
 func again(f func() error) error {
@@ -40,3 +45,6 @@ func bootID() string {
 	}
 	return strings.TrimSpace(string(b))
 }
+
+// needsFile says whether flush needs the file, beside its mapping.
+const needsFile = false

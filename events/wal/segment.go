@@ -7,7 +7,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
+	"time"
 	"unsafe"
 )
 
@@ -78,25 +80,28 @@ type mark struct {
 type segment struct {
 	number uint64
 	path   string
-	f      *os.File
+	f      *os.File // nil where a mapping is synced without
 	m      []byte
 	marks  int // written so far, by the goroutine that syncs
 
-	open  atomic.Int64 // records that are not done, and one for being current
+	open  atomic.Int64 // records that are not done, one for being written to, one for being synced
 	dirty atomic.Bool  // changed since the last sync began
 
-	off    int  // where the next record goes; guarded by Log.mu
-	broken bool // its file cannot be written any more; guarded by Log.mu
-	full   bool // no longer current; guarded by Log.mu
-	unsync bool // a sync failed, so nobody knows what the disk has; guarded by Log.mu
+	born   time.Time // when it was installed, with
+	after  uint64    // what had been stored
+	off    int       // where the next record goes; guarded by Log.mu
+	broken bool      // its file cannot be written any more; guarded by Log.mu
+	full   bool      // no longer written to; guarded by Log.mu
+	unsync bool      // a sync failed, so nobody knows what the disk has; guarded by Log.mu
 }
 
 func (s *segment) word(at int) *uint64 { return (*uint64)(unsafe.Pointer(&s.m[at])) }
 
 func (s *segment) store(at int, v uint64) { atomic.StoreUint64(s.word(at), v) }
 
-func (s *segment) sync() error {
-	err := guard(func() error { return flush(s.f, s.m) })
+// sync brings the first n bytes to the disk.
+func (s *segment) sync(n int) error {
+	err := guard(func() error { return flush(s.f, s.m[:n]) })
 	if err != nil {
 		return fmt.Errorf("sync %s: %w", s.path, err)
 	}
@@ -117,7 +122,9 @@ func (s *segment) mark(c *crypt, m mark) error {
 
 func (s *segment) unmap() {
 	_ = unmap(s.m)
-	_ = s.f.Close()
+	if s.f != nil {
+		_ = s.f.Close()
+	}
 	s.m = nil
 }
 
@@ -205,14 +212,17 @@ func (l *Log) reserve(n int, kind byte, at *int) *segment {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	size := recordSize(n, kind)
-	s := l.current
-	if l.closed || s.broken || s.off+size > len(s.m) {
-		if l.closed || !l.advance() {
+	place := &l.current
+	if kind == kindTally {
+		place = &l.tallies
+	}
+	if s := *place; l.closed || s.broken || s.off+size > len(s.m) {
+		if l.closed || !l.advance(place) {
 			l.count(1)
 			return l.nowhere
 		}
-		s = l.current
 	}
+	s := *place
 	*at = s.off
 	// A fault here is of this segment, and found by the caller.
 	s.broken = true
@@ -231,8 +241,9 @@ func (l *Log) lose(s *segment, err error) *segment {
 	defer l.mu.Unlock()
 	if s != nil && s != l.nowhere {
 		s.broken = true
-		s.open.Add(-1)
-		l.retire(s)
+		if s.open.Add(-1) == 0 {
+			l.retire(s)
+		}
 	}
 	l.fail(err)
 	l.count(1)
@@ -271,50 +282,34 @@ func (l *Log) fail(err error) {
 	l.poke()
 }
 
-// advance makes the next segment the current one. mu is held.
-func (l *Log) advance() bool {
-	if l.next == nil {
-		if l.failed != nil {
-			return false // the goroutine that syncs tries again
-		}
-		var err error
-		if l.next, err = l.prepare(); err != nil {
-			l.fail(err)
-			return false
-		}
+// advance has a new segment written to in place of the current one. mu is held.
+func (l *Log) advance(place **segment) bool {
+	if l.failed != nil {
+		return false // the goroutine that syncs tries again
 	}
-	if err := l.install(); err != nil {
+	if err := l.install(place); err != nil {
 		l.fail(err)
 		return false
 	}
-	l.poke()
 	return true
 }
 
-// prepare makes a segment. mu is held.
-func (l *Log) prepare() (*segment, error) {
+// take is a segment that is not in use. mu is held.
+func (l *Log) take() (*segment, error) {
+	for n := len(l.free); n > 0; n = len(l.free) {
+		s := l.free[n-1]
+		l.free = l.free[:n-1]
+		if !s.broken && guard(func() error { clear(s.m[:atFirst]); return nil }) == nil {
+			return l.renumber(s), nil
+		}
+		l.remove(s)
+	}
 	s, err := l.create()
 	if err != nil {
 		return nil, err
 	}
+	l.poke() // for more of them
 	return l.renumber(s), nil
-}
-
-// again makes a segment of one that is not used any more, or nil. It is for the
-// goroutine that syncs, which may still have known the segment by its old
-// number. mu is held.
-func (l *Log) again() *segment {
-	n := len(l.retired)
-	if n == 0 {
-		return nil
-	}
-	s := l.retired[n-1]
-	l.retired = l.retired[:n-1]
-	if guard(func() error { clear(s.m[:atFirst]); return nil }) != nil {
-		l.remove(s)
-		return nil
-	}
-	return l.renumber(s)
 }
 
 // gone is the check of a segment whose records are all done.
@@ -338,17 +333,16 @@ func (l *Log) create() (*segment, error) {
 	if err = allocate(s.f, int64(l.o.SegmentBytes)); err == nil {
 		s.m, err = mapFile(s.f, l.o.SegmentBytes)
 	}
-	if err == nil {
-		err = syncDir(l.dir)
-	}
 	if err != nil {
-		if s.m != nil {
-			_ = unmap(s.m)
-		}
 		_ = s.f.Close()
 		_ = os.Remove(s.path)
-		return nil, fmt.Errorf("make a segment of %d MiB: %w", l.o.SegmentBytes>>20, err)
+		return nil, fmt.Errorf("make a segment of %d KiB: %w", l.o.SegmentBytes>>10, err)
 	}
+	if !needsFile {
+		_ = s.f.Close()
+		s.f = nil
+	}
+	l.fresh = true
 	l.bytes += int64(l.o.SegmentBytes)
 	return s, nil
 }
@@ -360,11 +354,15 @@ func (l *Log) remove(s *segment) {
 	l.bytes -= int64(l.o.SegmentBytes)
 }
 
-// install makes next the current segment. mu is held.
-func (l *Log) install() error {
-	s, after := l.next, l.stored.Load()
-	l.next = nil
-	err := guard(func() error {
+// install has a new segment written to at a place, l.current or l.tallies. mu is
+// held.
+func (l *Log) install(place **segment) error {
+	s, err := l.take()
+	if err != nil {
+		return err
+	}
+	after := l.stored.Load()
+	err = guard(func() error {
 		s.store(atEnd, uint64(s.off))
 		s.store(atAfter, after)
 		s.store(atBirth, l.mix(s.number, after))
@@ -380,38 +378,46 @@ func (l *Log) install() error {
 		l.remove(s)
 		return err
 	}
+	s.born, s.after = time.Now(), after
 	s.dirty.Store(true)
-	s.open.Store(1) // for being current
-	before := l.current
-	l.current, l.live = s, append(l.live, s)
+	s.open.Store(1) // for being written to
+	before := *place
+	*place, l.live = s, append(l.live, s)
 	if before != nil {
 		before.full = true
-		before.open.Add(-1)
-		l.retire(before)
-	}
-	if l.failed != nil {
-		l.o.Log.Info("the write-ahead log works again", "log", l.dir)
-		l.failed = nil
+		if before.open.Add(-1) == 0 {
+			l.retire(before)
+		}
 	}
 	return nil
 }
 
-// retire takes a segment out of use when nobody needs it any more. mu is held.
+// release gives back n of a segment's open records.
+func (l *Log) release(s *segment, n int) {
+	if s.open.Add(int64(-n)) > 0 {
+		return
+	}
+	l.mu.Lock()
+	l.retire(s)
+	l.mu.Unlock()
+}
+
+// retire takes a segment out of use that nobody needs any more. mu is held.
 func (l *Log) retire(s *segment) {
 	if !s.full || s.open.Load() > 0 {
 		return
 	}
-	for i, o := range l.live {
-		if o != s {
-			continue
-		}
-		l.live = append(l.live[:i:i], l.live[i+1:]...)
-		if guard(func() error { s.store(atBirth, l.gone(s)); return nil }) != nil || s.broken {
-			s.broken = true // not to be used again
-		}
-		l.retired = append(l.retired, s)
-		l.poke()
+	i := slices.Index(l.live, s)
+	if i < 0 {
 		return
+	}
+	l.live = slices.Delete(l.live, i, i+1)
+	if guard(func() error { s.store(atBirth, l.gone(s)); return nil }) != nil {
+		s.broken = true
+	}
+	l.free = append(l.free, s)
+	if len(l.free) > manyFree {
+		l.poke()
 	}
 }
 

@@ -81,13 +81,20 @@ func (l *Log) run() {
 	}
 }
 
-// changed are the segments with changes, which the caller MUST sync.
-func (l *Log) changed() (all []*segment) {
+// part is a segment that is held for a sync, and how much of it is in use.
+type part struct {
+	s *segment
+	n int
+}
+
+// changed are the segments with changes, which the caller MUST save.
+func (l *Log) changed() (all []part) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range l.live {
 		if s.dirty.Swap(false) {
-			all = append(all, s)
+			s.open.Add(1)
+			all = append(all, part{s, s.off})
 		}
 	}
 	return all
@@ -96,15 +103,27 @@ func (l *Log) changed() (all []*segment) {
 // save brings changes to the disk. What was logged before begun is there then,
 // and the mark says so with the next sync: a mark that came with its own sync
 // could be on the disk before what it speaks of.
-func (l *Log) save(changed []*segment, begun time.Time) {
+func (l *Log) save(changed []part, begun time.Time) {
 	resting := l.idle.Load()
 	if resting {
 		_ = l.note(mark{l.last().time + 1, busy}) // the syncs below tell
 	}
-	for _, s := range changed {
-		if err := s.sync(); err != nil {
+	l.mu.Lock()
+	fresh := l.fresh
+	l.fresh = false
+	l.mu.Unlock()
+	var failed error
+	if fresh {
+		failed = syncDir(l.dir)
+	}
+	for _, p := range changed {
+		err := p.s.sync(p.n)
+		if err == nil {
+			err = failed
+		}
+		if err != nil {
 			l.mu.Lock()
-			s.unsync, s.broken = true, true
+			p.s.unsync, p.s.broken, l.fresh = true, true, true
 			if l.unsync == nil {
 				l.o.Log.Error("the write-ahead log cannot be synced: a power cut would lose more than 50 ms of uses", "log", l.dir, "error", err)
 			}
@@ -133,24 +152,27 @@ func (l *Log) save(changed []*segment, begun time.Time) {
 		l.awake = nil
 	}
 	l.mu.Unlock()
+	for _, p := range changed {
+		l.release(p.s, 1)
+	}
 }
 
 // note writes a mark and syncs it. Nothing is waiting to be synced.
 func (l *Log) note(m mark) error {
 	l.mu.Lock()
-	s := l.current
-	err := l.unsync
+	s, err := l.current, l.unsync
 	if err == nil {
 		err = s.mark(&l.crypt, m)
 	}
-	if err == nil {
-		l.marked = m
+	if err != nil {
+		l.mu.Unlock()
+		return err
 	}
+	l.marked = m
+	s.open.Add(1)
 	l.mu.Unlock()
-	if err == nil {
-		err = s.sync()
-	}
-	return err
+	defer l.release(s, 1)
+	return s.sync(atFirst)
 }
 
 // rest says on the disk that there is nothing to lose, unless there is.
@@ -164,8 +186,9 @@ func (l *Log) rest(begun time.Time) {
 	l.mu.Unlock()
 	l.idle.Store(true)
 	changed := l.changed()
-	for _, s := range changed {
-		s.dirty.Store(true)
+	for _, p := range changed {
+		p.s.dirty.Store(true)
+		l.release(p.s, 1)
 	}
 	if len(changed) > 0 || l.note(mark{begun.UnixNano(), idle}) != nil {
 		l.mu.Lock()
@@ -183,45 +206,42 @@ func (l *Log) last() mark {
 	return l.marked
 }
 
-// spares is how many segments that are not used wait for their next use.
-const spares = 2
-
-// tend keeps a segment ready and removes those that nobody needs.
+// tend keeps some segments ready, removes what is too much, and replaces what is
+// broken.
 func (l *Log) tend() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var keep []*segment
-	for _, s := range l.retired {
-		if len(keep) < spares && !s.broken {
-			keep = append(keep, s)
-		} else {
-			l.remove(s)
-		}
+	for n := len(l.free); n > manyFree; n-- {
+		l.remove(l.free[n-1])
+		l.free = l.free[:n-1]
 	}
-	l.retired = keep
 	if l.failed != nil && time.Since(l.tried) < retryEvery {
 		return
 	}
 	l.tried = time.Now()
-	if l.next == nil {
-		l.next = l.again()
-	}
-	if l.next == nil {
-		var err error
-		if l.next, err = l.prepare(); err != nil {
-			// What there is may do until the next try.
-			if l.current.broken || l.failed != nil {
-				l.failed = err
-			}
-			return
+	before := l.failed
+	l.failed = nil
+	for _, place := range []**segment{&l.current, &l.tallies} {
+		s := *place
+		if old := s.off > atFirst && time.Since(s.born) > oldAfter && l.stored.Load() > s.after; l.failed == nil && (before != nil || s.broken || old) {
+			l.failed = l.install(place)
 		}
 	}
-	if l.failed != nil || l.current.broken {
-		if err := l.install(); err != nil {
-			l.failed = err
+	if before != nil && l.failed == nil {
+		l.o.Log.Info("the write-ahead log works again", "log", l.dir)
+	}
+	for len(l.free) < fewFree && l.failed == nil {
+		s, err := l.create()
+		if err != nil {
+			return // there is one to write to; it fails when there is none
 		}
+		l.free = append(l.free, s)
 	}
 }
 
-// retryEvery is how often a log that failed tries to make a segment.
+// oldAfter is how long a segment is written to at most, so that the next start
+// reads no more of the event store than that.
+const oldAfter = 5 * time.Second
+
+// retryEvery is how often a log that failed tries again.
 const retryEvery = 200 * time.Millisecond

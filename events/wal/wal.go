@@ -69,13 +69,17 @@ type Options struct {
 	After uint64
 
 	MaxBytes     int64        // of all segments; 0: 512 MiB
-	SegmentBytes int          // 0: 4 MiB
+	SegmentBytes int          // 0: 256 KiB
 	Log          *slog.Logger // nil: slog.Default()
 }
 
 const (
 	defaultMax     = 512 << 20
-	defaultSegment = 4 << 20
+	defaultSegment = 256 << 10
+
+	// Segments are small, so that most are done and used again before they are
+	// ever synced: what NATS has needs no disk here.
+	fewFree, manyFree = 4, 16 // segments that wait for their next use
 
 	syncEvery  = 20 * time.Millisecond
 	quietEvery = time.Second      // between marks while nothing happens
@@ -99,14 +103,15 @@ type Log struct {
 	done   sync.WaitGroup
 
 	// mu guards what follows, and the place where the next record goes. It is
-	// held for a few words of a mapping, and for making a segment only where the
-	// one made in advance is used up.
+	// held for a few words of a mapping, and for making a segment only where those
+	// made in advance are used up.
 	mu      sync.Mutex
-	current *segment   // never nil
-	live    []*segment // with current; all that may hold open records
-	next    *segment   // made in advance, or nil
-	retired []*segment // to be used again or removed
+	current *segment   // where the next record goes; never nil
+	tallies *segment   // where the next tally goes: they are open for longer
+	live    []*segment // with these; all that may hold open records
+	free    []*segment // not in use
 	number  uint64     // of the last segment
+	fresh   bool       // a file was made since the directory was synced
 	files   int        // made so far
 	bytes   int64      // of the segments on disk
 	loose   int64      // records in memory alone
@@ -234,14 +239,13 @@ func (l *Log) make(root string) (err error) {
 	l.marked = mark{time: m.Created, state: busy}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.next, err = l.prepare(); err != nil {
-		return err
-	}
-	if err := l.install(); err != nil {
-		return err
-	}
-	if err := l.current.sync(); err != nil {
-		return err
+	for _, place := range []**segment{&l.current, &l.tallies} {
+		if err := l.install(place); err != nil {
+			return err
+		}
+		if err := (*place).sync(atFirst); err != nil {
+			return err
+		}
 	}
 	return errors.Join(syncDir(l.dir), syncDir(root))
 }
@@ -275,12 +279,7 @@ func (l *Log) Done(r Ref, n int) {
 		l.mu.Unlock()
 		return
 	}
-	if r.s.open.Add(int64(-n)) > 0 {
-		return
-	}
-	l.mu.Lock()
-	l.retire(r.s)
-	l.mu.Unlock()
+	l.release(r.s, n)
 }
 
 // Stored says that everything that is logged after the call stands behind a
@@ -334,12 +333,12 @@ func (l *Log) Close() (open int64, err error) {
 	l.done.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	open = l.loose - 1 // the current segment is open for being that
+	open = l.loose - 2 // the two that are written to are open for that
 	for _, s := range l.live {
 		open += s.open.Load()
 	}
 	if open == 0 {
-		for _, s := range l.all() {
+		for _, s := range append(l.live, l.free...) {
 			s.unmap()
 		}
 		err = errors.Join(os.RemoveAll(l.dir), l.lock.Close())
@@ -347,21 +346,13 @@ func (l *Log) Close() (open int64, err error) {
 	}
 	// The mappings stay: somebody may still hold a tally.
 	for _, s := range l.live {
-		err = errors.Join(err, s.sync())
+		err = errors.Join(err, s.sync(len(s.m)))
 	}
 	if err == nil {
 		l.marked = mark{time: time.Now().UnixNano(), state: idle}
-		err = errors.Join(l.current.mark(&l.crypt, l.marked), l.current.sync())
+		err = errors.Join(l.current.mark(&l.crypt, l.marked), l.current.sync(atFirst))
 	}
 	return open, errors.Join(err, l.lock.Close())
-}
-
-func (l *Log) all() []*segment {
-	all := append(append([]*segment(nil), l.live...), l.retired...)
-	if l.next != nil {
-		all = append(all, l.next)
-	}
-	return all
 }
 
 // lockRoot holds what making and claiming logs must not do at the same time.

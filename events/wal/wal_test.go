@@ -88,8 +88,10 @@ func texts(c *Contents) (all []string) {
 
 func expect(t testing.TB, c *Contents, want ...string) {
 	t.Helper()
-	if got := texts(c); !slices.Equal(got, want) {
-		t.Errorf("read %q, want %q", got, want)
+	got := texts(c)
+	slices.Sort(got)
+	if slices.Sort(want); !slices.Equal(got, want) {
+		t.Fatalf("read %.200q, want %.200q", got, want)
 	}
 	if c.Damaged != 0 || c.Unreadable || c.Loose != 0 || c.PowerCut {
 		t.Errorf("an undamaged log is read as %+v", *c)
@@ -192,8 +194,20 @@ func TestSegmentsAreUsedAgain(t *testing.T) {
 		t.Errorf("%+v", *c)
 	}
 	l.Done(keep, 1)
-	if c := read(t, killed(t, l)); c.After < 18000 {
-		t.Errorf("after %d", c.After)
+	// What is done behind a place is not asked for again: the log moves on.
+	l.Done(tally(l, "done").Ref(), 1)
+	l.mu.Lock()
+	l.current.born, l.tallies.born = time.Time{}, time.Time{}
+	l.mu.Unlock()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		l.tend() // as its goroutine does, which may just hold a segment to sync it
+		c := read(t, killed(t, l))
+		if c.After >= 18000 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %d", c.After)
+		}
 	}
 	for _, r := range refs {
 		l.Done(r, 1)
