@@ -200,6 +200,10 @@ func (l *Log) write(b *Buffer, kind byte) (s *segment, at int) {
 	if s = l.reserve(n, kind, &at); s == l.nowhere {
 		return s, 0
 	}
+	if kind == kindTally { // the file may have been used before
+		numbersAt := at + recordSize(n, kindRecord)
+		clear(s.m[numbersAt : numbersAt+tallySize])
+	}
 	nonce(&b.nonce, s.number, at)
 	l.aead.Seal(s.m[at+wordSize:at+wordSize], b.nonce[:], b.Plain, nil)
 	s.store(at, l.recordWord(s.number, at, n, kind, whole))

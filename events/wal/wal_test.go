@@ -217,6 +217,28 @@ func TestSegmentsAreUsedAgain(t *testing.T) {
 	}
 }
 
+// A tally in a segment that was used before knows nothing of what stood there.
+func TestTalliesInUsedSegments(t *testing.T) {
+	l := open(t, t.TempDir(), Options{SegmentBytes: 8 << 10})
+	var open []*Tally
+	for i := range 2000 {
+		y := tally(l, fmt.Sprint("tally ", i))
+		y.Set(int64(i+1), 1, 2, 3)
+		if i%3 == 0 {
+			y.Set(int64(i+2), 1, 2, 3)
+		}
+		if open = append(open, y); len(open) > 10 {
+			l.Done(open[0].Ref(), 1)
+			open = open[1:]
+		}
+		if i%50 == 0 {
+			if c := read(t, killed(t, l)); c.Unreadable || c.Damaged > 0 {
+				t.Fatalf("after %d tallies: %+v", i, *c)
+			}
+		}
+	}
+}
+
 // Records of many at once are all found, and each once.
 func TestTogether(t *testing.T) {
 	l := open(t, t.TempDir(), Options{SegmentBytes: 16 << 10})
