@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -220,5 +221,104 @@ func BenchmarkLogged(b *testing.B) {
 				v.Verify(req)
 			}
 		})
+	}
+}
+
+// What memory has no room for is counted in the log too, so that a kill does not
+// lose the declaration.
+func TestKilledWithGap(t *testing.T) {
+	w, _ := birds(t)
+	dir := filepath.Join(t.TempDir(), "wal")
+	conn := testenv.Conn(t, w.NATS)
+	l, err := ledger.Open(t.Context(), conn, ledger.Options{AllowUnverifiedSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	o := options(dir)
+	o.Memory = 10 * 768
+	r, err := verify.OpenRecorder(t.Context(), l, w.Keys, "gw", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, stop := context.WithCancel(context.Background())
+		stop()
+		_ = r.Close(ctx)
+	})
+	v := verify.New(w.Ring, r, verify.Options{})
+	t.Cleanup(v.Close)
+	conn.Close()
+	dropped := 0
+	for range 35 {
+		req := request(secret)
+		d := v.Verify(req)
+		if !v.Record(&d, &req, verify.Use{}) {
+			dropped++
+		}
+	}
+	left := killed(t, dir)
+	recovered(t, w, killed(t, left))
+	recovered(t, w, left)
+	uses, _, _, gaps := of(t, w, "gw")
+	if len(uses) != 10 || dropped != 25 || len(gaps) != 1 || gaps[0].Count != 25 || gaps[0].From == 0 || gaps[0].To < gaps[0].From {
+		t.Errorf("%d uses, %d dropped, %+v", len(uses), dropped, gaps)
+	}
+}
+
+// A machine that stopped is declared, once, however often the next start is
+// interrupted; a log under another master key is refused and stays.
+func TestPowerCut(t *testing.T) {
+	w, _ := birds(t)
+	dir := filepath.Join(t.TempDir(), "wal")
+	v, _, conn := mortal(t, w, dir, "gw", nil)
+	conn.Close()
+	begun := time.Now()
+	req := request(secret)
+	d := v.Verify(req)
+	v.Record(&d, &req, verify.Use{})
+	left := killed(t, dir)
+	meta := filepath.Join(left, "gw", "log.json")
+	b, err := os.ReadFile(meta)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = regexp.MustCompile(`"boot_id": "[^"]*"`).ReplaceAll(b, []byte(`"boot_id": "before"`))
+	if err := os.WriteFile(meta, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := options(left)
+	o.Master = seal.Master{2}
+	if _, err := verify.OpenRecorder(t.Context(), w.Ledger, w.Keys, "later", o); err == nil || !strings.Contains(err.Error(), filepath.Join(left, "gw")) {
+		t.Errorf("with another master key: %v", err)
+	}
+	recovered(t, w, killed(t, left))
+	recovered(t, w, left)
+	uses, _, _, gaps := of(t, w, "gw")
+	if len(uses) != 1 || len(gaps) != 1 || gaps[0].Count != 0 || gaps[0].From > events.At(time.Now()) || gaps[0].To < events.At(begun) || !strings.Contains(gaps[0].Reason, "the machine stopped") {
+		t.Errorf("%d uses, %+v", len(uses), gaps)
+	}
+}
+
+// What ends well leaves nothing.
+func TestDrained(t *testing.T) {
+	w, _ := birds(t)
+	dir := filepath.Join(t.TempDir(), "wal")
+	v, r, _ := mortal(t, w, dir, "gw", nil)
+	for range 100 {
+		req := request(secret)
+		d := v.Verify(req)
+		v.Record(&d, &req, verify.Use{})
+		v.Verify(request("bd_live_nobody"))
+	}
+	if err := r.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "[^.]*")); len(left) > 0 {
+		t.Errorf("%v is left", left)
+	}
+	uses, _, counts, gaps := of(t, w, "gw")
+	if len(uses) != 100 || counts["MALFORMED_KEY 203.0.113.9"] != 100 || len(gaps) > 0 {
+		t.Errorf("%d uses, %v, %v", len(uses), counts, gaps)
 	}
 }
