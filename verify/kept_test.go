@@ -1,0 +1,72 @@
+package verify
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/events/wal"
+)
+
+// A use comes back from the write-ahead log as the fact that it would have been
+// without.
+func TestKeptUse(t *testing.T) {
+	text := rapid.String()
+	rapid.Check(t, func(t *rapid.T) {
+		p := &pendingUse{
+			key:      &domain.Key{ID: text.Draw(t, "key"), Grant: &domain.Grant{Keyspace: text.Draw(t, "keyspace"), Owner: text.Draw(t, "owner"), Environment: text.Draw(t, "environment")}},
+			document: rapid.Int().Draw(t, "document"), sequence: rapid.Uint64().Draw(t, "sequence"), time: time.Unix(0, rapid.Int64().Draw(t, "time")),
+			previous: rapid.Bool().Draw(t, "previous"), status: rapid.IntRange(0, 999).Draw(t, "status"), latency: time.Duration(rapid.Int64Min(0).Draw(t, "latency")),
+			cost: rapid.Int64().Draw(t, "cost"), via: text.Draw(t, "via"),
+		}
+		copy(p.stamp[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "stamp"))
+		for i := range p.ends {
+			p.text = append(p.text, text.Draw(t, "text")...)
+			p.ends[i] = len(p.text)
+		}
+		b := keep([]byte{}, events.Envelope{Data: p})
+		got, err := unkeep(wal.Entry{Plain: b}, "n1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(p.event("n1"), got); d != "" {
+			t.Fatal(d)
+		}
+		// Cut short it is refused, not guessed.
+		if cut := rapid.IntRange(1, len(b)-1).Draw(t, "cut"); cut < len(b) {
+			if _, err := unkeep(wal.Entry{Plain: b[:cut]}, "n1"); err == nil {
+				t.Fatal("a part of a use is read as one")
+			}
+		}
+	})
+}
+
+// A count comes back with its numbers, a gap too.
+func TestKeptCounts(t *testing.T) {
+	entry := wal.Entry{Tally: true, Count: 7, First: 1771245001500, Last: 1771245001900, Value: 20}
+	fold := events.Fold{Count: 7, First: 1771245001500, Last: 1771245001900}
+	for _, c := range []struct{ begun, want events.Payload }{
+		{events.KeyDenied{Code: "REVOKED", Endpoint: "/v1", Node: "n1"}, events.KeyDenied{Code: "REVOKED", Endpoint: "/v1", Node: "n1", Fold: fold}},
+		{events.KeyRateLimited{Window: "minute", Node: "n1"}, events.KeyRateLimited{Window: "minute", Limit: 20, Node: "n1", Fold: fold}},
+		{events.LimitTaken{Node: "n1"}, events.LimitTaken{Node: "n1", Fold: fold}},
+		{seal.Rejected{CredentialRejected: events.CredentialRejected{Code: "UNKNOWN_KEY", Node: "n1"}, ClearIP: "203.0.113.9"},
+			seal.Rejected{CredentialRejected: events.CredentialRejected{Code: "UNKNOWN_KEY", Node: "n1", Fold: fold}, ClearIP: "203.0.113.9"}},
+		{events.UsageGap{Reason: "away", Node: "n1"}, events.UsageGap{Count: 7, Reason: "away", From: fold.First, To: fold.Last, Node: "n1"}},
+	} {
+		e := events.New(c.begun, time.Now())
+		e.Keyspace = "birds"
+		entry.Plain = keep(nil, e)
+		got, err := unkeep(entry, "n1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(c.want, got.Data); d != "" || got.ID != e.ID || got.Keyspace != "birds" || got.Actor.ID == "" {
+			t.Errorf("%+v: %s", got, d)
+		}
+	}
+}
