@@ -131,9 +131,9 @@ func recordMissing(ctx context.Context, l *ledger.Ledger, keys *seal.Keys, c *wa
 		}
 		return 0
 	})
+	most := recoverPage // bytes
 	for len(facts) > 0 {
-		most := min(len(facts), 256)
-		page := facts[:most]
+		page := facts[:min(len(facts), 256)]
 		if i := slices.IndexFunc(page, func(f events.Envelope) bool { return f.Keyspace != page[0].Keyspace }); i > 0 {
 			page = page[:i]
 		}
@@ -147,15 +147,21 @@ func recordMissing(ctx context.Context, l *ledger.Ledger, keys *seal.Keys, c *wa
 			if err != nil {
 				return n, err
 			}
-			if size += len(b) + 1; size > recoverPage && len(bodies) > 0 {
+			if size += len(b) + 1; size > most && len(bodies) > 0 {
 				break
 			}
 			bodies = append(bodies, b)
 		}
 		keyspace := page[0].Keyspace
-		if heads[keyspace], err = l.AppendPageAfter(ctx, keyspace, c.Node, heads[keyspace], bodies); err != nil {
+		sequence, err := l.AppendPageAfter(ctx, keyspace, c.Node, heads[keyspace], bodies)
+		if errors.Is(err, ledger.ErrTooLarge) && len(bodies) > 1 {
+			most = size / 2 // the server takes less than usual
+			continue
+		}
+		if err != nil {
 			return n, err
 		}
+		heads[keyspace] = sequence
 		n += len(bodies)
 		facts = facts[len(bodies):]
 	}
