@@ -157,7 +157,7 @@ func (d *Dead) Read(master seal.Master) (*Contents, error) {
 	if !r.same && r.newest.state != idle {
 		// What is torn or missing behind the mark is what the cut took.
 		r.PowerCut, r.Damaged, r.Unreadable = true, 0, false
-		within := wakeWithin
+		within := cutWithin
 		if r.newest.state == quiet {
 			within += quietEvery
 		}
