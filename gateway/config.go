@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/gateway/upstream"
 	"github.com/keyledger/keyledger/verify/inbound"
 )
 
@@ -41,6 +42,10 @@ type Config struct {
 	// UpstreamTimeout is how long an upstream may take until its response
 	// header; later it is 504. Bodies may take as long as they like. Default 60s.
 	UpstreamTimeout time.Duration `yaml:"upstream_timeout,omitempty" json:"upstream_timeout,omitzero" koanf:"upstream_timeout"`
+
+	// UpstreamCA is a file of certificates in PEM that https upstreams may be
+	// signed with, beside those that the system trusts.
+	UpstreamCA string `yaml:"upstream_ca,omitempty" json:"upstream_ca,omitempty" koanf:"upstream_ca"`
 }
 
 // The values of Config.Audit.
@@ -110,6 +115,7 @@ type route struct {
 	prefix   string // escaped as it stands on the request line; no slash at the end
 	strip    string // likewise
 	upstream *url.URL
+	pool     *upstream.Pool // of that upstream; set when the routes are put to use
 }
 
 var (

@@ -19,7 +19,6 @@ type duplex struct {
 	io.ReadCloser
 	w     http.ResponseWriter
 	ended atomic.Bool // the body was read to its end
-	on    bool        // owned by the handler's goroutine
 
 	mu     sync.Mutex // held while a read is under way
 	closed bool       // guarded by mu
@@ -30,17 +29,15 @@ func (d *duplex) begin() {
 	if d == nil || d.ended.Load() {
 		return
 	}
-	control := http.NewResponseController(d.w)
-	if control.EnableFullDuplex() != nil {
+	if http.NewResponseController(d.w).EnableFullDuplex() != nil {
 		return
 	}
-	d.on = true
 	d.w.Header().Set("Connection", "close")
 }
 
 // end returns when nobody reads the body any more, nor will.
 func (d *duplex) end() {
-	if d == nil || !d.on {
+	if d == nil {
 		return
 	}
 	if !d.mu.TryLock() {

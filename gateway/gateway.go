@@ -5,27 +5,37 @@
 // without its credential, and with headers that say whose key it was; nothing
 // that a client sends can set those. Each admitted request is one key.used, also
 // when the upstream fails or the client leaves. A refusal looks as the keyspace's
-// document says, byte for byte, and a browser may read it. Bodies stream both
-// ways, upgrades pass. The path that is judged is the path that is sent on.
+// document says, byte for byte, and a browser may read it. Bodies and trailers
+// pass both ways as they come, informational responses and upgrades too. The path
+// that is judged is the path that is sent on. A request is sent to an upstream
+// once; again only when the connection turned out to be closed and its method
+// allows that (RFC 9110, 9.2.2). An answer that breaks off looks so to the client.
+//
+// How it forwards. Upstreams of HTTP/1.1, with TLS and without, are asked by
+// package upstream on the goroutine of the request. Upgrades, and upstreams that
+// choose HTTP/2 when TLS is agreed on, go through httputil.ReverseProxy, which
+// costs several times as much. HTTP/2 without TLS is not spoken to upstreams.
 //
 // How it can disappoint. The use is recorded when the upstream's response header
 // has arrived: latency is the time until then, and what happens to the body later
-// is not in it. A path that different servers read differently is judged by its
-// strictest reading, so an odd one may be refused although its upstream would
-// have read it harmlessly. Trailers of a request are not sent on. Whether a
-// resource belongs to the owner in X-Key-Owner is the upstream's to check where
-// no path says it.
+// is not in it. A body of at most 16 KiB whose length is known is read before the
+// upstream is asked. That a client has left is noticed after 50 ms. A path that
+// different servers read differently is judged by its strictest reading, so an
+// odd one may be refused although its upstream would have read it harmlessly; an
+// upstream whose answer could be read in two ways is a 502. Whether a resource
+// belongs to the owner in X-Key-Owner is the upstream's to check where no path
+// says it.
 package gateway
 
 import (
 	"context"
-	"errors"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httputil"
-	"slices"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,6 +43,7 @@ import (
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/gateway/upstream"
 	"github.com/keyledger/keyledger/verify"
 	"github.com/keyledger/keyledger/verify/inbound"
 )
@@ -43,16 +54,21 @@ const via = "gateway"
 // Gateway is an http.Handler. It is safe for concurrent use; its routes may be
 // replaced while it serves.
 type Gateway struct {
-	verifier  *verify.Verifier
-	recorder  *verify.Recorder
-	trusted   inbound.Proxies
-	strict    bool
-	auditTime time.Duration
-	log       *slog.Logger
-	proxy     *httputil.ReverseProxy
-	transport *http.Transport
-	routes    atomic.Pointer[[]*route]
-	inFlight  sync.WaitGroup
+	verifier     *verify.Verifier
+	recorder     *verify.Recorder
+	trusted      inbound.Proxies
+	strict       bool
+	auditTime    time.Duration
+	log          *slog.Logger
+	upstreamTime time.Duration // until the response header
+	upstreamTLS  *tls.Config   // nil: what the system trusts
+	proxy        *httputil.ReverseProxy
+	transport    *http.Transport
+	routes       atomic.Pointer[[]*route]
+	inFlight     sync.WaitGroup
+
+	mu    sync.Mutex                // held while routes are replaced
+	pools map[string]*upstream.Pool // by scheme and host; guarded by mu
 }
 
 // New makes a gateway. It fails with everything that is wrong with the
@@ -70,35 +86,37 @@ func New(c Config, verifier *verify.Verifier, recorder *verify.Recorder, log *sl
 	}
 	g := &Gateway{
 		verifier: verifier, recorder: recorder, trusted: trusted, log: log,
-		strict: c.Audit == AuditStrict, auditTime: c.AuditTimeout,
+		strict: c.Audit == AuditStrict, auditTime: c.AuditTimeout, upstreamTime: c.UpstreamTimeout,
 	}
 	if g.auditTime == 0 {
 		g.auditTime = 2 * time.Second
 	}
-	upstreamTime := c.UpstreamTimeout
-	if upstreamTime == 0 {
-		upstreamTime = time.Minute
+	if g.upstreamTime == 0 {
+		g.upstreamTime = time.Minute
 	}
-	g.transport = &http.Transport{
-		DialContext:           (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
-		TLSHandshakeTimeout:   5 * time.Second,
-		ResponseHeaderTimeout: upstreamTime,
-		ExpectContinueTimeout: time.Second,
-		IdleConnTimeout:       90 * time.Second,
-		MaxIdleConnsPerHost:   256,
-		ForceAttemptHTTP2:     true,
-		DisableCompression:    true, // what client and upstream agree on is theirs
+	if c.UpstreamCA != "" {
+		if g.upstreamTLS, err = trustAlso(c.UpstreamCA); err != nil {
+			return nil, err
+		}
 	}
-	g.proxy = &httputil.ReverseProxy{
-		Rewrite:        g.rewrite,
-		Transport:      g.transport,
-		FlushInterval:  -1,
-		BufferPool:     &buffers{},
-		ModifyResponse: g.answered,
-		ErrorHandler:   g.failed,
-		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelDebug), // aborted bodies; the client sees them itself
-	}
+	g.proxy, g.transport = g.newProxy()
 	return g, g.SetRoutes(c.Routes)
+}
+
+// trustAlso trusts the certificates of a file beside those of the system.
+func trustAlso(file string) (*tls.Config, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("upstream_ca: %w", err)
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool() // there are none here
+	}
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("upstream_ca: %s holds no certificate in PEM", file)
+	}
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, nil
 }
 
 // SetRoutes replaces the routes. Requests under way keep theirs. It fails with
@@ -108,7 +126,25 @@ func (g *Gateway) SetRoutes(routes []Route) error {
 	if err != nil {
 		return err
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	used := map[string]*upstream.Pool{}
+	for _, r := range compiled {
+		id := r.upstream.Scheme + "://" + r.upstream.Host
+		if used[id] == nil {
+			if used[id] = g.pools[id]; used[id] == nil {
+				used[id] = upstream.New(r.upstream, g.poolOptions())
+			}
+		}
+		r.pool = used[id]
+	}
 	g.routes.Store(&compiled)
+	for id, p := range g.pools {
+		if used[id] == nil {
+			p.Close()
+		}
+	}
+	g.pools = used
 	return nil
 }
 
@@ -127,6 +163,11 @@ func (g *Gateway) Shutdown(ctx context.Context) error {
 		return fmt.Errorf("requests are still under way: %w", ctx.Err())
 	}
 	g.transport.CloseIdleConnections()
+	g.mu.Lock()
+	for _, p := range g.pools {
+		p.Close()
+	}
+	g.mu.Unlock()
 	if g.recorder == nil {
 		return nil
 	}
@@ -141,15 +182,16 @@ type exchange struct {
 	client    inbound.Client
 	requestID string
 	keyspace  *domain.Keyspace
-	body      *duplex // nil where there is none, or no need
+	body      *duplex             // nil where there is none, or no need
+	w         http.ResponseWriter // of relay
+	http1     bool                // likewise: the client speaks it
+	trailer   http.Header         // of relay's request: the names that may be sent on
 	request   domain.Request
 	decision  verify.Decision
 	use       verify.Use
 	recorded  bool // the key.used is made
 	known     bool // and its outcome too
 }
-
-type exchangeKey struct{}
 
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.inFlight.Add(1)
@@ -209,21 +251,6 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	g.forward(w, r, x)
 }
 
-// forward sends a request to its upstream and the response back.
-func (g *Gateway) forward(w http.ResponseWriter, r *http.Request, x *exchange) {
-	// Whatever ends the exchange without a response, a panic included.
-	defer g.finish(x, http.StatusBadGateway, "")
-	r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
-	if r.ProtoMajor == 1 && r.Body != http.NoBody && r.ContentLength != 0 {
-		x.body = &duplex{ReadCloser: r.Body, w: w}
-		r.Body = x.body
-		defer x.body.end()
-	}
-	g.proxy.ServeHTTP(w, r)
-}
-
-func of(r *http.Request) *exchange { return r.Context().Value(exchangeKey{}).(*exchange) }
-
 // finish records the outcome, the first time that it is called.
 func (g *Gateway) finish(x *exchange, status int, cost string) {
 	if x.known || !x.decision.Valid {
@@ -241,37 +268,14 @@ func (g *Gateway) finish(x *exchange, status int, cost string) {
 	}, via)
 }
 
-// rewrite makes the upstream's request.
-func (g *Gateway) rewrite(p *httputil.ProxyRequest) {
-	x := of(p.In)
-	p.Out.URL.Scheme, p.Out.URL.Host, p.Out.Host = x.route.upstream.Scheme, x.route.upstream.Host, ""
-	p.Out.URL.RawPath = x.route.upstream.EscapedPath() + x.path
-	p.Out.URL.Path = inbound.Unescape(p.Out.URL.RawPath)
-	p.Out.URL.RawQuery = p.In.URL.RawQuery // whole, also what Go would not parse
-	p.Out.Trailer = nil
-
-	h := p.Out.Header
-	for name := range h {
-		if isOurs(name, x.keyspace.Document.Credential.Header) {
-			delete(h, name)
-		}
-	}
-	id, owner, scopes, environment := "-", "-", "-", "-"
-	if key := x.decision.Key; key != nil {
-		id, owner, environment = key.ID, key.Owner, orDash(key.Environment)
-		scopes = orDash(strings.Join(scopesOf(&x.decision), ","))
-	}
-	h["X-Key-Id"], h["X-Key-Owner"], h["X-Key-Scopes"], h["X-Key-Environment"] = []string{id}, []string{owner}, []string{scopes}, []string{environment}
-	h["X-Request-Id"] = []string{x.requestID}
-	h["X-Forwarded-For"] = []string{x.client.Chain}
-	h["X-Forwarded-Host"] = []string{p.In.Host}
-	h["X-Forwarded-Proto"] = []string{x.client.Scheme()}
-}
-
 // isOurs says whether a header may come from nobody but the gateway. An
 // underscore counts as a hyphen, because CGI and its heirs read both alike.
-func isOurs(name, credential string) bool {
-	if strings.Contains(name, "_") {
+func (x *exchange) isOurs(name string) bool {
+	credential := x.keyspace.Document.Credential.Header
+	if c := name[0] | 0x20; c != 'x' && len(name) != len(credential) {
+		return false
+	}
+	if strings.IndexByte(name, '_') >= 0 {
 		name = strings.ReplaceAll(name, "_", "-")
 	}
 	has := func(prefix string) bool {
@@ -279,69 +283,3 @@ func isOurs(name, credential string) bool {
 	}
 	return has("X-Key-") || has("X-Forwarded-") || strings.EqualFold(name, "X-Request-Id") || strings.EqualFold(name, credential)
 }
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}
-
-// scopesOf are the key's scopes that its plan supports.
-func scopesOf(d *verify.Decision) []string {
-	scopes := d.Keyspace.ScopesOf(d.Key)
-	_, plan, _ := d.Keyspace.PlanInForce(d.Key, d.Owner)
-	if plan.Scopes == nil {
-		return scopes
-	}
-	return slices.DeleteFunc(slices.Clone(scopes), func(s string) bool { return !slices.Contains(plan.Scopes, s) })
-}
-
-// answered is called with the upstream's response header, before it is sent on.
-func (g *Gateway) answered(res *http.Response) error {
-	x := of(res.Request)
-	cost := ""
-	if name := x.keyspace.Cost.Header; name != "" {
-		cost = res.Header.Get(name)
-	}
-	g.finish(x, res.StatusCode, cost)
-	inbound.TellRoom(res.Header, &x.decision)
-	if res.StatusCode != http.StatusSwitchingProtocols {
-		x.body.begin()
-	}
-	res.Header.Del("X-Request-Id") // ours is set, and is the one in the ledger
-	return nil
-}
-
-// statusClientGone is what is recorded when the client left before the upstream
-// answered; nginx made the number known.
-const statusClientGone = 499
-
-// failed is called when there is no response of the upstream.
-func (g *Gateway) failed(w http.ResponseWriter, r *http.Request, err error) {
-	x := of(r)
-	status, code, message := http.StatusBadGateway, "UPSTREAM_FAILED", "The API behind this gateway cannot be reached."
-	if timeout := net.Error(nil); errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout() {
-		status, code, message = http.StatusGatewayTimeout, "UPSTREAM_TIMEOUT", "The API behind this gateway did not answer in time."
-	}
-	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
-		g.finish(x, statusClientGone, "")
-		return
-	}
-	g.log.Warn("upstream failed", "keyspace", x.route.Keyspace, "upstream", x.route.upstream.Redacted(), "request_id", x.requestID, "status", status, "error", err)
-	g.finish(x, status, "")
-	inbound.TellRoom(w.Header(), &x.decision)
-	inbound.Problem(w, r, x.requestID, status, code, message)
-}
-
-// buffers are what bodies are copied through.
-type buffers struct{ pool sync.Pool }
-
-func (b *buffers) Get() []byte {
-	if p, ok := b.pool.Get().(*[]byte); ok {
-		return *p
-	}
-	return make([]byte, 32<<10)
-}
-
-func (b *buffers) Put(p []byte) { b.pool.Put(&p) }
