@@ -40,9 +40,13 @@ func (d *duplex) end() {
 	if d == nil {
 		return
 	}
-	if !d.mu.TryLock() {
-		_ = http.NewResponseController(d.w).SetReadDeadline(time.Unix(1, 0)) // fails where the connection is gone, which ends the read too
-		d.mu.Lock()
+	control := http.NewResponseController(d.w)
+	for !d.mu.TryLock() {
+		if control.SetReadDeadline(time.Unix(1, 0)) != nil { // the connection is gone, which ends the read too
+			d.mu.Lock()
+			break
+		}
+		time.Sleep(time.Millisecond) // and once more: what wraps the body may just be setting a deadline of its own
 	}
 	d.closed = true
 	d.mu.Unlock()
