@@ -41,7 +41,8 @@ type Config struct {
 	// running processes may share it. Default: one made of the host's name.
 	Node string
 
-	// StateDir is where this process remembers how far the streams were, so that
+	// StateDir is where this process keeps its write-ahead log, so that kill -9
+	// loses no use that was answered, and remembers how far the streams were, so that
 	// one that lost its end is refused at the next start. Default: nowhere.
 	StateDir string
 
@@ -136,7 +137,18 @@ func Connect(ctx context.Context, c Config) (_ *Node, err error) {
 	if err := n.follow(ctx, c.Log); err != nil {
 		return nil, err
 	}
-	n.Recorder = NewRecorder(n.Ledger, n.keys, c.Node, RecorderOptions{Log: c.Log})
+	recording := RecorderOptions{Log: c.Log, Master: master}
+	if c.StateDir == "" {
+		n.Recorder = NewRecorder(n.Ledger, n.keys, c.Node, recording)
+	} else {
+		recording.Dir = filepath.Join(c.StateDir, "wal")
+		for _, k := range n.Ring.Keyspaces() {
+			recording.Keyspaces = append(recording.Keyspaces, k.Document.Keyspace)
+		}
+		if n.Recorder, err = OpenRecorder(ctx, n.Ledger, n.keys, c.Node, recording); err != nil {
+			return nil, err
+		}
+	}
 	n.Verifier = New(n.Ring, n.Recorder, Options{
 		Head: func(ctx context.Context) (uint64, error) {
 			if err := n.failed(); err != nil {

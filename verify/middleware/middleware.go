@@ -17,8 +17,8 @@
 //
 // How it can disappoint. The use is recorded when the handler writes its header:
 // latency is the time until then, and what happens to the body later is not in it.
-// Without a write-ahead log a killed process loses what it recorded in its last
-// milliseconds.
+// Without a write-ahead log (StateDir of verify.Config) a killed process loses what
+// it recorded in its last milliseconds.
 package middleware
 
 import (
