@@ -209,7 +209,7 @@ func (g *lost) gaps(facts []events.Envelope) (all []events.Envelope) {
 			all = append(all, g.gap("unreadable", keyspace, 0, first, last, "a part of the write-ahead log was damaged on disk: how many uses were in it is not known"))
 		}
 		if g.PowerCut {
-			all = append(all, g.gap("power", keyspace, 0, g.From, later(g.To, last), "the machine stopped: uses of at most 50 ms within this time were not on its disk, how many is not known"))
+			all = append(all, g.gap("power", keyspace, 0, g.From, later(g.To, last), "the machine stopped: what it had answered since its write-ahead log was last on the disk, usually for less than 50 ms, may be missing; how many uses is not known"))
 		}
 	}
 	return all
@@ -227,7 +227,7 @@ func (g *lost) gap(why, keyspace string, count int64, from, to time.Time, reason
 	h := sha256.Sum256(fmt.Appendf(nil, "usage.gap %s %s %d %s", why, g.Node, g.Created.UnixNano(), keyspace))
 	u := [16]byte(h[:16])
 	var ms [8]byte
-	binary.BigEndian.PutUint64(ms[:], uint64(to.UnixMilli()))
+	binary.BigEndian.PutUint64(ms[:], uint64(from.UnixMilli())) // the end may be that of this start
 	copy(u[:6], ms[2:])
 	e.ID = events.FormatID("evt", u)
 	e.Keyspace, e.Actor, e.Via = keyspace, events.Actor{Type: "system", ID: g.Node}, "verifier"

@@ -3,8 +3,10 @@ package wal
 import (
 	"errors"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -44,6 +46,22 @@ func bootID() string {
 		return ""
 	}
 	return strings.TrimSpace(string(b))
+}
+
+// bootTime is when the machine was started, to the second, or the zero time.
+func bootTime() time.Time {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return time.Time{}
+	}
+	for line := range strings.Lines(string(b)) {
+		if s, ok := strings.CutPrefix(line, "btime "); ok {
+			if n, err := strconv.ParseInt(strings.TrimSpace(s), 10, 64); err == nil {
+				return time.Unix(n+1, 0)
+			}
+		}
+	}
+	return time.Time{}
 }
 
 // needsFile says whether flush needs the file, beside its mapping.

@@ -51,7 +51,8 @@ type Contents struct {
 
 	// PowerCut: the machine stopped, or may have. Records between From and To that
 	// are not in Entries were on no disk: those of at most 50 ms, if the disk was
-	// as fast as usual. Nobody knows how many.
+	// as fast as usual. Nobody knows how many. To is when the machine started
+	// again, or when this is read where that is not known.
 	PowerCut bool
 	From, To time.Time
 }
@@ -157,12 +158,12 @@ func (d *Dead) Read(master seal.Master) (*Contents, error) {
 	if !r.same && r.newest.state != idle {
 		// What is torn or missing behind the mark is what the cut took.
 		r.PowerCut, r.Damaged, r.Unreadable = true, 0, false
-		within := cutWithin
-		if r.newest.state == quiet {
-			within += quietEvery
-		}
 		r.From = time.Unix(0, r.newest.time)
-		r.To = r.From.Add(within)
+		// How long after that the machine stopped nobody wrote down: a sync may have
+		// been under way for long.
+		if r.To = bootTime(); r.To.Before(r.From) {
+			r.To = time.Now()
+		}
 	}
 	return r.Contents, nil
 }
@@ -201,13 +202,13 @@ func (r *reading) header(m []byte) (found, bool) {
 		return found{}, false // made in advance
 	}
 	f := found{word(m, atNumber), word(m, atAfter), m}
-	if word(m, atMagic) == magic && word(m, atBirth) == r.mix(f.number, f.after, 1) {
-		return f, false
-	}
-	if word(m, atMagic) != magic || word(m, atBirth) != r.mix(f.number, f.after) {
+	done := word(m, atBirth) == r.mix(f.number, f.after, 1)
+	if word(m, atMagic) != magic || !done && word(m, atBirth) != r.mix(f.number, f.after) {
 		r.Unreadable = true
 		return f, false
 	}
+	// Also where all is done: most marks are in segments of which nothing is left,
+	// and without them a power cut would be declared from the beginning of the log.
 	for i := range 2 {
 		at := atMarks + i*markSize
 		if t, state := word(m, at), word(m, at+8); word(m, at+16) == r.mix(t, state, f.number) {
@@ -216,7 +217,7 @@ func (r *reading) header(m []byte) (found, bool) {
 			}
 		}
 	}
-	return f, true
+	return f, !done
 }
 
 // records reads all that a segment has, beyond damaged places too. After a power

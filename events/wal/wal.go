@@ -82,10 +82,9 @@ const (
 	fewFree, manyFree = 4, 16 // segments that wait for their next use
 
 	syncEvery  = 20 * time.Millisecond
-	quietEvery = time.Second           // between marks while nothing happens
-	idleAfter  = 10 * time.Second      // without a record the log rests
-	cutWithin  = 50 * time.Millisecond // what a power cut takes
-	wakeWithin = time.Second           // how long a record waits for a log that rests; a disk that takes longer has failed
+	quietEvery = time.Second      // between marks while nothing happens
+	idleAfter  = 10 * time.Second // without a record the log rests
+	wakeWithin = time.Second      // how long a record waits for a log that rests; a disk that takes longer has failed
 )
 
 // Log is an open log. It is safe for concurrent use.

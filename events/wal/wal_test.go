@@ -390,7 +390,7 @@ func TestPowerCut(t *testing.T) {
 	root := killed(t, l)
 	reboot(t, filepath.Join(root, "gw-1"))
 	c := read(t, root)
-	if !c.PowerCut || c.From.Before(begun) || c.From.After(time.Now()) || c.To.Sub(c.From) != cutWithin || len(c.Entries) != 1 {
+	if !c.PowerCut || c.From.Before(begun) || c.From.After(time.Now()) || c.To.Before(c.From) || len(c.Entries) != 1 {
 		t.Errorf("%+v", *c)
 	}
 	// Its goroutine is stopped, so that this test has its place.
