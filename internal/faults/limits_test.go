@@ -28,7 +28,7 @@ func TestLimitsOfThreeProcesses(t *testing.T) {
 	a := clients[0].until(t.Context(), http.MethodPost, "/v1/keys", "census", map[string]string{"keyspace": "parcelbird", "owner": "census", "name": "CI"})
 	var m made
 	a.decode(t, &m)
-	const limit = 300
+	const limit = 1500
 	admitted, refused := 0, 0
 	for _, c := range clients { // each learns of the key by a use of it
 		for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
