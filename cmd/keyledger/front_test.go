@@ -31,10 +31,10 @@ const birdSecret = "bd_live_0123456789abcdefABCDEFxyzXYZ0000"
 type realGateway struct {
 	*verifytest.World
 	*testenv.Process
-	t                         *testing.T
-	plain, secure, health     string // addresses
-	certFile, keyFile, config string
-	roots                     *x509.CertPool
+	t                     *testing.T
+	plain, secure, health string // addresses
+	certFile, keyFile     string
+	roots                 *x509.CertPool
 }
 
 func startGateway(t *testing.T, upstream http.Handler, more string) *realGateway {
