@@ -68,11 +68,12 @@ tls:
   listen: %s
   certificates: [{cert: %s, key: %s}]
 node: front
+state_dir: %s
 master_key_file: %s
 nats: {url: "%s", allow_unverified_sync: true}
 routes: [{keyspace: birds, upstream: "%s"}]
 %s
-`, g.plain, g.health, g.secure, g.certFile, g.keyFile, master, g.NATS.ClientURL(), server.URL, more))
+`, g.plain, g.health, g.secure, g.certFile, g.keyFile, filepath.Join(dir, "state"), master, g.NATS.ClientURL(), server.URL, more))
 	g.Process = testenv.Start(t, nil, testenv.Build(t), "gateway", "--config", config)
 	g.WaitOutput("serving the gateway", 30*time.Second)
 	return g
@@ -338,10 +339,11 @@ func TestBrokenCertificateAtStart(t *testing.T) {
 	master := write(t, filepath.Join(dir, "master"), "01"+strings.Repeat("00", 31))
 	config := write(t, filepath.Join(dir, "gateway.yaml"), fmt.Sprintf(`
 tls: {listen: "127.0.0.1:0", certificates: [{cert: %s, key: %s}]}
+state_dir: %s
 master_key_file: %s
 nats: {url: "%s"}
 routes: [{keyspace: birds, upstream: "http://127.0.0.1:1"}]
-`, cert, filepath.Join(dir, "none.pem"), master, testenv.NATS(t, testenv.Listening()).ClientURL()))
+`, cert, filepath.Join(dir, "none.pem"), filepath.Join(dir, "state"), master, testenv.NATS(t, testenv.Listening()).ClientURL()))
 	contains(t, "stderr", invoke(t, "", "gateway", "--config", config).want(t, exitFailed).stderr, "tls.certificates[0]")
 	if err := os.WriteFile(config, []byte("tls: {listen: \":443\"}\nmaster_key_file: m\nnats: {url: nats://n}\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -167,7 +167,9 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 		if err != nil {
 			return err
 		}
-		if dir != "" {
+		// Only where somebody said which directory is this ledger's: NATS that was
+		// made anew under the same master key is no doubt about history.
+		if dir != "" && s.StateDir != "" {
 			c.HeadFile = filepath.Join(dir, "head."+program+".json")
 		}
 		if dir != "" && records {

@@ -53,11 +53,12 @@ type settings struct {
 
 	// StateDir keeps how far the streams were, and the write-ahead logs of uses
 	// that are answered and not yet in NATS: on a disk that stays when the
-	// process, or its container, is replaced. Default: a directory of this ledger
-	// and program in systemd's STATE_DIRECTORY, else /var/lib/keyledger (as root)
-	// or keyledger in the user's state directory. none: nothing is kept; a killed
-	// process then loses its last uses, and a lost tail of the streams is found
-	// only by what PostgreSQL remembers.
+	// process, or its container, is replaced. Default: for the logs alone, a
+	// directory of this ledger and program in systemd's STATE_DIRECTORY, else
+	// /var/lib/keyledger (as root) or keyledger in the user's state directory.
+	// none: nothing is kept, and a killed process loses its last uses. Where it is
+	// not named a lost tail of the streams is found only by what PostgreSQL
+	// remembers.
 	StateDir string `yaml:"state_dir"`
 
 	// MasterKeyFile holds the key that personal data is sealed under: 32 bytes
