@@ -269,7 +269,11 @@ func TestSlowHeader(t *testing.T) {
 func TestLongHeader(t *testing.T) {
 	s := start(t, front.Config{MaxHeaderBytes: 8 << 10}, echo)
 	for _, client := range []*http.Client{s.client(http1), s.client(http1, http2)} {
-		for size, want := range map[int]int{4 << 10: 200, 14 << 10: 431} {
+		for _, size := range []int{4 << 10, 14 << 10} {
+			want := 200
+			if size > 8<<10 {
+				want = 431
+			}
 			r, err := http.NewRequestWithContext(t.Context(), "GET", "https://a.example/", nil)
 			if err != nil {
 				t.Fatal(err)
@@ -277,8 +281,9 @@ func TestLongHeader(t *testing.T) {
 			r.Header.Set("Authorization", strings.Repeat("a", size))
 			res, err := client.Do(r)
 			if err != nil {
-				// A client may not send what the server said it will not take.
-				if want == 431 && strings.Contains(err.Error(), "header list larger than") {
+				// A client does not send what the server said it will not take, and
+				// the server may end the connection of one that does.
+				if want == 431 && (strings.Contains(err.Error(), "header list larger than") || strings.Contains(err.Error(), "GOAWAY")) {
 					continue
 				}
 				t.Fatal(err)
