@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/gateway/front"
 	"github.com/keyledger/keyledger/gateway/upstream"
 	"github.com/keyledger/keyledger/verify/inbound"
 )
@@ -95,16 +96,20 @@ type bodyError struct{ error }
 // badBody ends a request whose body did not come.
 func (g *Gateway) badBody(w http.ResponseWriter, r *http.Request, x *exchange, err error) {
 	_, broken := errors.AsType[net.Error](err)
-	if broken || errors.Is(err, io.ErrUnexpectedEOF) || r.Context().Err() != nil {
+	stalled := errors.Is(err, front.ErrBodyStalled)
+	if !stalled && (broken || errors.Is(err, io.ErrUnexpectedEOF) || r.Context().Err() != nil) {
 		g.finish(x, statusClientGone, "")
 		panic(http.ErrAbortHandler)
 	}
-	status := http.StatusBadRequest
+	status, code, detail := http.StatusBadRequest, "BAD_BODY", "The body of the request cannot be read."
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		status = http.StatusRequestEntityTooLarge
 	}
+	if stalled {
+		status, code, detail = http.StatusRequestTimeout, "BODY_STALLED", "The rest of the request's body did not come in time."
+	}
 	g.finish(x, status, "")
-	inbound.Problem(w, r, x.requestID, status, "BAD_BODY", "The body of the request cannot be read.")
+	inbound.Problem(w, r, x.requestID, status, code, detail)
 }
 
 // flight is a request under way to an upstream of HTTP/1.1.

@@ -21,11 +21,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/keyledger/keyledger/gateway"
+	"github.com/keyledger/keyledger/gateway/front"
 )
 
 // raw is an upstream that speaks as it likes on each connection; it is closed
@@ -862,5 +864,36 @@ func TestOddQuery(t *testing.T) {
 	res.Body.Close()
 	if uri := arrived.Load(); uri == nil || *uri != "/v1/birds?a=1%20HTTP/1.1" {
 		t.Errorf("%d, %v", res.StatusCode, uri)
+	}
+}
+
+// A client that stops in the middle of a body is told so, and the use is recorded
+// with what it was told.
+func TestStalledBody(t *testing.T) {
+	g := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }))
+	server := front.New(front.Config{BodyTimeout: 100 * time.Millisecond}, g.gateway, nil, nil)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = server.Serve(l) })
+	defer serving.Wait()
+	defer server.Drain(t.Context())
+	for _, length := range []int{100, 100_000} { // read whole before the upstream is asked; streamed
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "PUT /birds/v1/eggs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\nshort", secret, length)
+		if line, _ := bufio.NewReader(conn).ReadString('\n'); line != "HTTP/1.1 408 Request Timeout\r\n" {
+			t.Errorf("after %d bytes: %q", length, line)
+		}
+		conn.Close()
+	}
+	for _, u := range g.used(2) {
+		if status(u) != http.StatusRequestTimeout {
+			t.Errorf("recorded as %d", status(u))
+		}
 	}
 }
