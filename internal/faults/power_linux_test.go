@@ -92,7 +92,7 @@ func powerCut(t *testing.T, d disk, synced bool) (lost int, refused string) {
 	defer stop()
 	var wg sync.WaitGroup
 	enough, end := make(chan struct{}), make(chan struct{})
-	for i := range 4 {
+	for i := range 40 { // enough that appends go together
 		wg.Go(func() {
 			c := s.client(one)
 			for n := 0; ctx.Err() == nil; n++ {
@@ -108,7 +108,7 @@ func powerCut(t *testing.T, d disk, synced bool) (lost int, refused string) {
 				var m made
 				a.decode(t, &m)
 				mu.Lock()
-				if keys = append(keys, m.Key.ID); len(keys) == 100 {
+				if keys = append(keys, m.Key.ID); len(keys) == 400 {
 					close(enough)
 				}
 				mu.Unlock()
@@ -118,7 +118,7 @@ func powerCut(t *testing.T, d disk, synced bool) (lost int, refused string) {
 	select {
 	case <-enough:
 	case <-time.After(patience):
-		t.Fatal("100 keys were not made in time")
+		t.Fatal("400 keys were not made in time")
 	}
 	if d.between() {
 		close(end)
