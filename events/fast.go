@@ -17,7 +17,7 @@ import (
 // appendEnvelope is false for payloads that it does not know.
 func appendEnvelope(b []byte, e Envelope) ([]byte, bool) {
 	switch e.Data.(type) {
-	case KeyUsed, KeyUseReported, KeyRateLimited, KeyDenied, CredentialRejected:
+	case KeyUsed, *KeyUsed, KeyUseReported, KeyRateLimited, KeyDenied, CredentialRejected:
 	default:
 		return b, false
 	}
@@ -50,42 +50,9 @@ func appendEnvelope(b []byte, e Envelope) ([]byte, bool) {
 	b = append(b, `,"data":{`...)
 	switch d := e.Data.(type) {
 	case KeyUsed:
-		b = append(b, `"decision":`...)
-		b = appendString(b, d.Decision)
-		b = append(b, `,"method":`...)
-		b = appendString(b, d.Method)
-		b = append(b, `,"endpoint":`...)
-		b = appendString(b, d.Endpoint)
-		b = append(b, `,"status":`...)
-		if d.Status == nil {
-			b = append(b, "null"...)
-		} else {
-			b = strconv.AppendInt(b, int64(*d.Status), 10)
-		}
-		b = append(b, `,"source_ip":`...)
-		b = appendSealed(b, d.SourceIP)
-		b = append(b, `,"user_agent":`...)
-		b = appendSealed(b, d.UserAgent)
-		b = append(b, `,"origin":`...)
-		b = appendString(b, d.Origin)
-		b = append(b, `,"latency_ms":`...)
-		if d.LatencyMS == nil {
-			b = append(b, "null"...)
-		} else {
-			b = strconv.AppendInt(b, *d.LatencyMS, 10)
-		}
-		b = append(b, `,"cost_micros":`...)
-		b = strconv.AppendInt(b, d.CostMicros, 10)
-		b = append(b, `,"environment":`...)
-		b = appendString(b, d.Environment)
-		b = append(b, `,"secret":`...)
-		b = appendString(b, d.Secret)
-		b = append(b, `,"node":`...)
-		b = appendString(b, d.Node)
-		b = append(b, `,"ledger_sequence":`...)
-		b = strconv.AppendUint(b, d.LedgerSequence, 10)
-		b = append(b, `,"document_version":`...)
-		b = strconv.AppendInt(b, int64(d.DocumentVersion), 10)
+		b = appendUsed(b, &d)
+	case *KeyUsed: // of a page that is being written: one fact of many in a row
+		b = appendUsed(b, d)
 	case KeyUseReported:
 		b = append(b, `"decision":`...)
 		b = appendString(b, d.Decision)
@@ -129,6 +96,45 @@ func appendEnvelope(b []byte, e Envelope) ([]byte, bool) {
 		b = appendFold(b, d.Fold)
 	}
 	return append(b, "}}"...), true
+}
+
+func appendUsed(b []byte, d *KeyUsed) []byte {
+	b = append(b, `"decision":`...)
+	b = appendString(b, d.Decision)
+	b = append(b, `,"method":`...)
+	b = appendString(b, d.Method)
+	b = append(b, `,"endpoint":`...)
+	b = appendString(b, d.Endpoint)
+	b = append(b, `,"status":`...)
+	if d.Status == nil {
+		b = append(b, "null"...)
+	} else {
+		b = strconv.AppendInt(b, int64(*d.Status), 10)
+	}
+	b = append(b, `,"source_ip":`...)
+	b = appendSealed(b, d.SourceIP)
+	b = append(b, `,"user_agent":`...)
+	b = appendSealed(b, d.UserAgent)
+	b = append(b, `,"origin":`...)
+	b = appendString(b, d.Origin)
+	b = append(b, `,"latency_ms":`...)
+	if d.LatencyMS == nil {
+		b = append(b, "null"...)
+	} else {
+		b = strconv.AppendInt(b, *d.LatencyMS, 10)
+	}
+	b = append(b, `,"cost_micros":`...)
+	b = strconv.AppendInt(b, d.CostMicros, 10)
+	b = append(b, `,"environment":`...)
+	b = appendString(b, d.Environment)
+	b = append(b, `,"secret":`...)
+	b = appendString(b, d.Secret)
+	b = append(b, `,"node":`...)
+	b = appendString(b, d.Node)
+	b = append(b, `,"ledger_sequence":`...)
+	b = strconv.AppendUint(b, d.LedgerSequence, 10)
+	b = append(b, `,"document_version":`...)
+	return strconv.AppendInt(b, int64(d.DocumentVersion), 10)
 }
 
 func appendFold(b []byte, f Fold) []byte {

@@ -251,9 +251,24 @@ type pendingUse struct {
 	latency  time.Duration
 	cost     int64
 	via      string
-	text     []byte // request id, method, path, origin, IP and user agent, one after the other
-	ends     [6]int
+	text     []byte // the parts, one after the other
+	ends     [parts]int
+	copied   string // text, where it outlives the use; else empty
 }
+
+// The parts of a use's text.
+const (
+	partRequestID = iota
+	partMethod
+	partPath
+	partOrigin
+	partIP
+	partUserAgent
+	parts
+)
+
+// personal says whether there is anything to be sealed.
+func (p *pendingUse) personal() bool { return p.ends[partUserAgent] > p.ends[partOrigin] }
 
 // Kind is that of events.KeyUsed.
 func (*pendingUse) Kind() (string, int) { return events.KeyUsed{}.Kind() }
@@ -283,29 +298,38 @@ func (r *Recorder) pending(d *Decision, req *domain.Request, u Use) events.Envel
 	return events.Envelope{Keyspace: d.Keyspace.Document.Keyspace, Data: p}
 }
 
-// part is the i-th of the texts, made valid where cutting or the caller broke it.
+// part is one of the texts, made valid where cutting or the caller broke it.
 func (p *pendingUse) part(i int) string {
 	from := 0
 	if i > 0 {
 		from = p.ends[i-1]
 	}
-	s := string(p.text[from:p.ends[i]])
+	var s string
+	if p.copied != "" {
+		s = p.copied[from:p.ends[i]]
+	} else {
+		s = string(p.text[from:p.ends[i]])
+	}
 	if !utf8.ValidString(s) {
 		return strings.ToValidUTF8(s, "\uFFFD")
 	}
 	return s
 }
 
-// event is the fact. Its id is made of the decision's, so that either can be
-// found by the other.
+func (p *pendingUse) which() string {
+	if p.previous {
+		return "previous"
+	}
+	return "current"
+}
+
+// event is the fact, with its personal data in clear: of a use that a dead process
+// left in its log.
 func (p *pendingUse) event(node string) events.Envelope {
 	used := events.KeyUsed{
-		Decision: formatDecisionID(p.stamp, p.key.ID), Method: p.part(1), Endpoint: p.part(2), Origin: p.part(3),
-		CostMicros: p.cost, Environment: p.key.Environment, Secret: "current", Node: node,
+		Decision: formatDecisionID(p.stamp, p.key.ID), Method: p.part(partMethod), Endpoint: p.part(partPath), Origin: p.part(partOrigin),
+		CostMicros: p.cost, Environment: p.key.Environment, Secret: p.which(), Node: node,
 		LedgerSequence: p.sequence, DocumentVersion: p.document,
-	}
-	if p.previous {
-		used.Secret = "previous"
 	}
 	if p.status != 0 {
 		used.Status = new(p.status)
@@ -313,24 +337,16 @@ func (p *pendingUse) event(node string) events.Envelope {
 	if p.latency > 0 {
 		used.LatencyMS = new(p.latency.Round(time.Millisecond).Milliseconds())
 	}
-	name, version := used.Kind()
-	return events.Envelope{
-		ID: events.FormatID("evt", p.stamp), Type: name, Version: version, Time: events.At(p.time),
-		Keyspace: p.key.Keyspace, Owner: p.key.Owner, Key: p.key.ID,
-		Actor: events.Actor{Type: "key", ID: p.key.ID}, Via: p.via, RequestID: p.part(0),
-		Data: seal.Use{KeyUsed: used, ClearIP: p.part(4), ClearUserAgent: p.part(5)},
-	}
+	return p.envelope(events.FormatID("evt", p.stamp), seal.Use{KeyUsed: used, ClearIP: p.part(partIP), ClearUserAgent: p.part(partUserAgent)}, p.part(partRequestID))
 }
 
-// prepare is called with a page before it is written, and again with what it
-// left when it failed.
-func (r *Recorder) prepare(ctx context.Context, page []events.Envelope) error {
-	for i := range page {
-		if p, ok := page[i].Data.(*pendingUse); ok {
-			page[i] = p.event(r.node)
-			*p = pendingUse{text: p.text[:0]}
-			r.pool.Put(p)
-		}
+// envelope is that of the fact. Its id is made of the decision's, so that either
+// can be found by the other.
+func (p *pendingUse) envelope(id string, data events.Payload, requestID string) events.Envelope {
+	name, version := data.Kind()
+	return events.Envelope{
+		ID: id, Type: name, Version: version, Time: events.At(p.time),
+		Keyspace: p.key.Keyspace, Owner: p.key.Owner, Key: p.key.ID,
+		Actor: events.Actor{Type: "key", ID: p.key.ID}, Via: p.via, RequestID: requestID, Data: data,
 	}
-	return r.keys.Prepare(ctx, page)
 }
