@@ -54,14 +54,14 @@ func (f *freshness) ok(now time.Time) bool {
 	return int64(now.Sub(f.start)) < f.leaseMono.Load() && now.UnixNano() < f.leaseWall.Load()
 }
 
-// okSlow decides where the lease has run out: a pause is waited out, a lost
-// stream is refused at once.
+// okSlow decides where the lease has run out: a pause is waited out, and so is the
+// first answer of the stream after a start; a lost stream is refused at once.
 func (f *freshness) okSlow() bool {
 	if f.head == nil {
 		return true
 	}
 	f.mu.Lock()
-	if now := time.Now(); !f.paused(now) {
+	if now := time.Now(); !f.known.IsZero() && !f.paused(now) {
 		defer f.mu.Unlock()
 		f.grant(now)
 		return f.ok(now)

@@ -41,8 +41,13 @@ func TestStaleWindow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &stream{}
 		f := newFreshness(s.ask, s.wait, 10*time.Second)
+		s.away.Store(true)
 		if f.ok(time.Now()) || f.okSlow() {
-			t.Error("fresh before the stream was ever asked")
+			t.Error("fresh before the stream ever answered")
+		}
+		s.away.Store(false)
+		if !f.okSlow() {
+			t.Error("the first request of a process does not wait for the stream's first answer")
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		defer synctest.Wait()
