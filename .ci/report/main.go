@@ -16,8 +16,9 @@ type event struct {
 	Elapsed                                   float64
 }
 
-// most bytes of what one failed test said: its end is what matters.
-const most = 20_000
+// first and last bytes of what one failed test said: what was wrong comes first, what
+// servers logged meanwhile after it, and a panic last of all.
+const first, last = 6_000, 14_000
 
 func main() {
 	said := map[[2]string]*strings.Builder{}
@@ -78,8 +79,8 @@ func text(b *strings.Builder) string {
 		return ""
 	}
 	s := b.String()
-	if len(s) > most {
-		s = "…\n" + s[len(s)-most:]
+	if len(s) > first+last {
+		s = s[:first] + "\n…\n" + s[len(s)-last:]
 	}
 	return s
 }
