@@ -101,10 +101,11 @@ func (c *Certificates) Reload() {
 			c.log.Error("the new certificate cannot be used: the one before stays in use", "cert", s.pair.Cert, "error", err, "not_after", all[i].Leaf.NotAfter)
 		case err == nil && changed:
 			all[i] = pair
+			// Before it is said that it is in use.
+			c.inUse.Store(new(append([]tls.Certificate(nil), all...)))
 			c.log.Info("a certificate was read again", "cert", s.pair.Cert, "names", pair.Leaf.DNSNames, "not_after", pair.Leaf.NotAfter)
 		}
 	}
-	c.inUse.Store(&all)
 }
 
 // Watch calls [Certificates.Reload] when files change, and for every value of hup,
