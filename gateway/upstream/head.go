@@ -81,7 +81,7 @@ func parseHead(s, method string, lines []Line) (Head, error) {
 		return h, err
 	}
 	h.keep = !old
-	length, coded := int64(-1), false
+	length, written, coded := int64(-1), "", false
 	var named []string // by Connection
 	kept := lines[:0]
 	for _, l := range lines {
@@ -114,13 +114,13 @@ func parseHead(s, method string, lines []Line) (Head, error) {
 			continue
 		case "Content-Length":
 			n, err := parseLength(l.Value)
-			if err != nil || length >= 0 && n != length {
+			if err != nil || length >= 0 && l.Value != written { // 02 is not 2 for everybody
 				return h, malformed("its Content-Length is no number, or not the only one")
 			}
 			if length >= 0 {
 				continue // the same once more
 			}
-			length = n
+			length, written = n, l.Value
 		case "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization", "Te", "Upgrade":
 			continue
 		}
