@@ -54,7 +54,7 @@ After the rounds it reads what was recorded, and fails unless that is as much
 as was answered.`,
 		Example: `  keyledger bench verify
   keyledger bench verify --mode all --json > figures.json
-  keyledger bench verify --mode strict --seconds 3 --rounds 3 --profile /tmp/profiles`,
+  keyledger bench verify --mode strict --seconds 3 --rounds 3 --profile profiles`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.validate(); err != nil {
 				return err
