@@ -65,7 +65,9 @@ func (l *Ledger) open(ctx context.Context) error {
 
 	infos := map[string]*streamInfo{}
 	var missing []string
-	for _, name := range streamNames {
+	// What speaks of LEDGER is read before LEDGER: others write meanwhile, and a
+	// fact that reached both in between is nothing that was lost.
+	for _, name := range slices.Backward(streamNames) {
 		var info *streamInfo
 		err := retry(ctx, func(ctx context.Context) (err error) { info, err = l.info(ctx, name); return err })
 		switch {

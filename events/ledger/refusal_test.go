@@ -315,6 +315,48 @@ func TestChangedStreamsAreRefused(t *testing.T) {
 	}
 }
 
+// A process that starts while others append and carry facts to FEED finds nothing
+// wrong with that.
+func TestOpenWhileOthersWrite(t *testing.T) {
+	nc := testenv.Conn(t, testenv.NATS(t))
+	l := open(t, nc, ledger.Options{})
+	end := make(chan struct{})
+	written := make(chan error, 1)
+	go func() {
+		for i := 0; ; i++ {
+			select {
+			case <-end:
+				written <- nil
+				return
+			default:
+			}
+			e := created("org_1", fmt.Sprintf("key_%d", i), 1)
+			sequence, err := l.Append(t.Context(), 0, e)
+			if err == nil {
+				m := &nats.Msg{Subject: "feed.key.created.ks.org_1.x", Data: fmt.Appendf(nil, `{"id":%q}`, e.ID),
+					Header: nats.Header{"Ledger-Sequence": {fmt.Sprint(sequence)}}}
+				_, err = nc.RequestMsg(m, 10*time.Second)
+			}
+			if err != nil {
+				written <- err
+				return
+			}
+		}
+	}()
+	for range 200 {
+		other, err := ledger.Open(t.Context(), nc, ledger.Options{AllowUnverifiedSync: true})
+		if err != nil {
+			t.Errorf("%v", err)
+			break
+		}
+		other.Close()
+	}
+	close(end)
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Pruning that was recorded is no doubt; a reader from the start begins where
 // USAGE begins, one that was left behind is refused.
 func TestRecordedPruning(t *testing.T) {

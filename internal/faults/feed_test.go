@@ -63,7 +63,11 @@ func TestKillsOfFeedWriters(t *testing.T) {
 	c := inside(t, conn)
 	end := make(chan struct{})
 	var appended sync.WaitGroup
-	defer appended.Wait()
+	stop := sync.OnceFunc(func() {
+		close(end)
+		appended.Wait()
+	})
+	defer stop()
 	facts := 0 // of keys that held
 	appended.Go(func() {
 		as := commands.Request{Authority: domain.System("test"), Via: "test"}
@@ -106,8 +110,7 @@ func TestKillsOfFeedWriters(t *testing.T) {
 		}
 		x.launch()
 	}
-	close(end)
-	appended.Wait()
+	stop()
 	for _, x := range services {
 		x.wait()
 	}
