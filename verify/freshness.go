@@ -32,6 +32,7 @@ type freshness struct {
 	// mu guards the rest.
 	mu       sync.Mutex
 	known    time.Time     // the state was complete at least up to here; zero: never yet
+	tried    bool          // the stream's first answer has been waited for
 	last     time.Time     // last tick that found no gap behind it
 	catching chan struct{} // closed when the catching-up under way ends; nil when none is
 }
@@ -55,13 +56,13 @@ func (f *freshness) ok(now time.Time) bool {
 }
 
 // okSlow decides where the lease has run out: a pause is waited out, and so is the
-// first answer of the stream after a start; a lost stream is refused at once.
+// first answer of the stream after a start, once; a lost stream is refused at once.
 func (f *freshness) okSlow() bool {
 	if f.head == nil {
 		return true
 	}
 	f.mu.Lock()
-	if now := time.Now(); !f.known.IsZero() && !f.paused(now) {
+	if now := time.Now(); (f.tried || !f.known.IsZero()) && !f.paused(now) {
 		defer f.mu.Unlock()
 		f.grant(now)
 		return f.ok(now)
@@ -112,7 +113,7 @@ func (f *freshness) catchUp() <-chan struct{} {
 		}
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		f.catching = nil
+		f.catching, f.tried = nil, true
 		f.grant(time.Now())
 	}()
 	return done

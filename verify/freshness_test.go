@@ -45,7 +45,12 @@ func TestStaleWindow(t *testing.T) {
 		if f.ok(time.Now()) || f.okSlow() {
 			t.Error("fresh before the stream ever answered")
 		}
+		begun := time.Now()
+		if f.okSlow() || time.Since(begun) > 0 {
+			t.Error("a second request waited for a stream that did not answer the first")
+		}
 		s.away.Store(false)
+		f = newFreshness(s.ask, s.wait, 10*time.Second)
 		if !f.okSlow() {
 			t.Error("the first request of a process does not wait for the stream's first answer")
 		}
