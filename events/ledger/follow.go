@@ -1,12 +1,15 @@
 package ledger
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"iter"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -119,6 +122,7 @@ type reader struct {
 	l        *Ledger
 	stream   string
 	next     uint64   // the sequence wanted next
+	onDisk   uint64   // up to here messages are known to be on disk
 	to       uint64   // ends after it; 0: never
 	subjects []string // of these only; then sequences have gaps
 }
@@ -361,6 +365,12 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 	if info.State.LastSeq+1 < r.next && !(l.o.Replicas > 1 && l.catchUp(ctx, r.stream, r.next-1)) {
 		return false, &RefusalError{[]Finding{behindFinding(r.stream, info.State.LastSeq, Position{"this reader", r.stream, r.next - 1, ""})}}
 	}
+	r.onDisk = 0
+	if info.State.LastSeq >= r.next {
+		if _, err := l.get(setup, r.stream, getRequest{Seq: info.State.LastSeq}); err == nil {
+			r.onDisk = info.State.LastSeq
+		}
+	}
 	linked, unlink := l.linked(setup)
 	defer unlink()
 	consumer, err := l.js.CreateConsumer(linked, r.stream, config)
@@ -437,10 +447,8 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 			if code := m.Header.Get("Status"); code != "" && m.Reply == "" || code == "100" {
 				left, err := pullEnded(m)
 				if err != nil {
-					if len(messages) > 0 {
-						emit(messages)
-					}
-					return false, err
+					_, unsettled := r.hand(ctx, messages, emit)
+					return false, cmp.Or(unsettled, err)
 				}
 				asked -= left
 			} else {
@@ -449,24 +457,22 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 					return false, err
 				}
 				if at.delivered != delivered+1 {
-					if len(messages) > 0 && !emit(messages) {
-						return true, nil
+					if goesOn, err := r.hand(ctx, messages, emit); !goesOn {
+						return err == nil, err
 					}
 					return false, fmt.Errorf("delivery %d came after %d", at.delivered, delivered)
 				}
 				if len(r.subjects) == 0 && at.sequence != r.next {
-					if len(messages) > 0 && !emit(messages) {
-						return true, nil
+					if goesOn, err := r.hand(ctx, messages, emit); !goesOn {
+						return err == nil, err
 					}
 					return false, r.missing(ctx, at.sequence)
 				}
 				delivered = at.delivered
 				asked--
 				if r.to > 0 && at.sequence > r.to {
-					if len(messages) > 0 {
-						emit(messages)
-					}
-					return true, nil
+					_, err := r.hand(ctx, messages, emit)
+					return err == nil, err
 				}
 				r.next = at.sequence + 1
 				if messages == nil {
@@ -475,8 +481,8 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 				messages = append(messages, m)
 				size += len(m.Data)
 				if r.to > 0 && (at.sequence == r.to || at.pending == 0) {
-					emit(messages)
-					return true, nil
+					_, err := r.hand(ctx, messages, emit)
+					return err == nil, err
 				}
 			}
 			m = nil
@@ -488,8 +494,8 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 			}
 		}
 		if len(messages) > 0 {
-			if !emit(messages) {
-				return true, nil
+			if goesOn, err := r.hand(ctx, messages, emit); !goesOn {
+				return err == nil, err
 			}
 			idleSince = time.Now()
 			continue
@@ -511,6 +517,54 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 			return false, r.missing(ctx, info.State.LastSeq)
 		}
 	}
+}
+
+// hand gives messages on when they are on disk; it answers whether reading goes
+// on. After an error they are read again.
+//
+// A single server shows the messages of an atomic batch one by one while it writes
+// them, and syncs them when it has the last. Whoever acts on them sooner knows
+// facts that a power cut takes back.
+func (r *reader) hand(ctx context.Context, messages []*nats.Msg, emit func([]*nats.Msg) bool) (goesOn bool, err error) {
+	if len(messages) == 0 {
+		return true, nil
+	}
+	if err := r.settled(ctx, messages); err != nil {
+		at, _ := placeOf(messages[0].Reply)
+		r.next = at.sequence
+		return false, err
+	}
+	return emit(messages), nil
+}
+
+// settled waits until the last message of a batch is on disk, and with it those
+// before it: the server answers a question for it when the batch is whole.
+func (r *reader) settled(ctx context.Context, messages []*nats.Msg) error {
+	if r.l.o.Replicas > 1 { // shown when a majority has them on disk
+		return nil
+	}
+	for _, m := range slices.Backward(messages) {
+		if m.Header.Get(batchSequence) == "" {
+			continue
+		}
+		at, err := placeOf(m.Reply)
+		if err != nil {
+			return err
+		}
+		if at.sequence <= r.onDisk {
+			return nil
+		}
+		stored, err := r.l.get(ctx, r.stream, getRequest{Seq: at.sequence})
+		if err != nil {
+			return fmt.Errorf("is message %d on disk: %w", at.sequence, err)
+		}
+		if !bytes.Equal(stored.body, m.Data) {
+			return fmt.Errorf("message %d was shown and is another one now", at.sequence)
+		}
+		r.onDisk = at.sequence
+		return nil
+	}
+	return nil
 }
 
 // missing tells a message that cannot be read from one that was only not

@@ -74,3 +74,44 @@ func TestAppendsTogether(t *testing.T) {
 		}
 	}
 }
+
+// A reader gives the facts of a batch on when the server says that the batch is
+// whole, and so on disk: the server shows them sooner.
+func TestBatchIsOnDiskFirst(t *testing.T) {
+	nc := testenv.Conn(t, testenv.NATS(t))
+	l := open(t, nc, ledger.Options{})
+	if _, err := l.Append(t.Context(), 0, created("org_1", "key_0", 1)); err != nil {
+		t.Fatal(err)
+	}
+	questions, err := nc.SubscribeSync("$JS.API.STREAM.MSG.GET.LEDGER")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := func(sequence uint64) {
+		t.Helper()
+		for {
+			m, err := questions.NextMsg(10 * time.Second)
+			if err != nil {
+				t.Fatalf("the server was not asked for message %d: %v", sequence, err)
+			}
+			if string(m.Data) == fmt.Sprintf(`{"seq":%d}`, sequence) {
+				return
+			}
+		}
+	}
+	for r, err := range l.Follow(t.Context(), events.Ledger, 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch r.Sequence {
+		case 1:
+			asked(1) // what was there before
+			if _, err := l.AppendBatch(t.Context(), []ledger.Expect{{0, created("org_1", "key_1", 1)}, {0, created("org_1", "key_2", 1)}}); err != nil {
+				t.Fatal(err)
+			}
+		case 3:
+			asked(3)
+			return
+		}
+	}
+}
