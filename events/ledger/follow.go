@@ -366,7 +366,7 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 		return false, &RefusalError{[]Finding{behindFinding(r.stream, info.State.LastSeq, Position{"this reader", r.stream, r.next - 1, ""})}}
 	}
 	r.onDisk = 0
-	if info.State.LastSeq >= r.next {
+	if r.shownEarly() && info.State.LastSeq >= r.next {
 		if _, err := l.get(setup, r.stream, getRequest{Seq: info.State.LastSeq}); err == nil {
 			r.onDisk = info.State.LastSeq
 		}
@@ -537,10 +537,16 @@ func (r *reader) hand(ctx context.Context, messages []*nats.Msg, emit func([]*na
 	return emit(messages), nil
 }
 
+// shownEarly says whether messages are shown before they are on disk: those of
+// batches, where no majority of replicas has to have them first.
+func (r *reader) shownEarly() bool {
+	return r.l.o.Replicas == 1 && (r.stream == events.Ledger || r.stream == events.Feed)
+}
+
 // settled waits until the last message of a batch is on disk, and with it those
 // before it: the server answers a question for it when the batch is whole.
 func (r *reader) settled(ctx context.Context, messages []*nats.Msg) error {
-	if r.l.o.Replicas > 1 { // shown when a majority has them on disk
+	if !r.shownEarly() {
 		return nil
 	}
 	for _, m := range slices.Backward(messages) {
