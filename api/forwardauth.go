@@ -16,13 +16,13 @@ const (
 
 // hotAuthz is forward-auth's short way: it has its own credential, takes any method
 // and writes its own answers. It is false for every other path.
-func (a *API) hotAuthz(w http.ResponseWriter, r *http.Request) bool {
+func (a *API) hotAuthz(w http.ResponseWriter, r *http.Request, path string) bool {
 	route := authzRoute
 	switch {
 	case a.Authz == nil:
 		return false
-	case strings.HasPrefix(r.URL.Path, "/v1/authz/"):
-	case strings.HasPrefix(r.URL.Path, "/v1/authz-answers/"):
+	case strings.HasPrefix(path, "/v1/authz/"):
+	case strings.HasPrefix(path, "/v1/authz-answers/"):
 		route = answersRoute
 	default:
 		return false

@@ -40,7 +40,7 @@ var hotBuffers = sync.Pool{New: func() any { return &hotBuffer{out: make([]byte,
 // refused, and how, is decided in one place.
 func (a *API) hotVerify(w http.ResponseWriter, r *http.Request) bool {
 	h := r.Header
-	if a.Verifier == nil || r.Method != http.MethodPost || r.ContentLength < 2 || r.ContentLength > maxHot || r.URL.RawQuery != "" ||
+	if a.Verifier == nil || r.Method != http.MethodPost || r.ContentLength < 2 || r.ContentLength > maxHot ||
 		len(h["Content-Type"]) != 1 || h["Content-Type"][0] != "application/json" || len(h["Content-Encoding"]) > 0 {
 		return false
 	}

@@ -72,7 +72,7 @@ func (s *authzSettings) endpoints(z *authz.Handler, log *slog.Logger) (endpoints
 		if err != nil {
 			return endpoints, err
 		}
-		endpoints = append(endpoints, plainly("forward-auth", z.Listener(l, false), z, log))
+		endpoints = append(endpoints, plainly("forward-auth", l, z, log))
 	}
 	if s.AuthzSocket != "" {
 		mode := os.FileMode(s.AuthzSocketMode)
@@ -83,7 +83,7 @@ func (s *authzSettings) endpoints(z *authz.Handler, log *slog.Logger) (endpoints
 		if err != nil {
 			return endpoints, err
 		}
-		endpoints = append(endpoints, plainly("forward-auth's socket", z.Listener(l, true), z.Proven(), log))
+		endpoints = append(endpoints, plainly("forward-auth's socket", l, z.Proven(), log))
 	}
 	return endpoints, nil
 }

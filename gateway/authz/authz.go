@@ -69,13 +69,28 @@ func New(v *verify.Verifier, o Options) *Handler {
 	return &Handler{verifier: v, options: o}
 }
 
-// Proven is the handler for a listener that only the proxy can reach, such as a
-// Unix socket: it asks for no token.
-func (z *Handler) Proven() http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { z.serve(w, r, true) })
+// ServeHTTP answers a proxy that sends X-Authz-Token.
+func (z *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { z.serve(w, r, false) }
+
+// ServeShort answers everything: nothing here needs more than a plain request
+// (package front).
+func (z *Handler) ServeShort(w http.ResponseWriter, r *http.Request) bool {
+	z.serve(w, r, false)
+	return true
 }
 
-func (z *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { z.serve(w, r, false) }
+// Proven is the handler for a listener that only the proxy can reach, such as a
+// Unix socket: it asks for no token.
+func (z *Handler) Proven() http.Handler { return proven{z} }
+
+type proven struct{ z *Handler }
+
+func (p proven) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.z.serve(w, r, true) }
+
+func (p proven) ServeShort(w http.ResponseWriter, r *http.Request) bool {
+	p.z.serve(w, r, true)
+	return true
+}
 
 func (z *Handler) serve(w http.ResponseWriter, r *http.Request, proven bool) {
 	requestID := events.NewID("req", time.Now())

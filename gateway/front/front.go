@@ -7,12 +7,14 @@
 // is refused at start, and later leaves the certificate that works in place.
 // [Server.Drain] takes no new connection, tells HTTP/2 clients to go elsewhere
 // (GOAWAY), answers what is under way, and closes what is left when its time is
-// over, upgraded connections included: no handler outlives it with a client.
+// over, upgraded connections included: no handler outlives it with a client. Where
+// a handler has a short way ([Short]), a client cannot tell which way was gone.
 //
 // How it can disappoint. A client that reads its answer slowly keeps its
 // connection for as long as it likes. HTTP/2 without TLS is for clients that begin
 // with it (prior knowledge, RFC 9113 section 3.3); the Upgrade of HTTP/1.1 to h2c,
-// which that RFC has taken back, is not offered.
+// which that RFC has taken back, is not offered. A connection on which something was
+// asked that is not for the short way has lost it until its end.
 package front
 
 import (
@@ -20,6 +22,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -117,6 +120,7 @@ func (c *Config) Validate() error {
 // Server serves one handler on any number of listeners.
 type Server struct {
 	http  http.Server
+	short *short // nil: the handler has no short way
 	drain time.Duration
 	log   *slog.Logger
 
@@ -134,6 +138,7 @@ func New(c Config, h http.Handler, certificates *Certificates, log *slog.Logger)
 		log = slog.Default()
 	}
 	s := &Server{drain: or(c.DrainTimeout, 10*time.Second), log: log, upgraded: map[*conn]struct{}{}, changed: make(chan struct{})}
+	quick, hasShort := h.(Short)
 	if c.BodyTimeout > 0 {
 		h = patient(h, c.BodyTimeout)
 	}
@@ -150,6 +155,12 @@ func New(c Config, h http.Handler, certificates *Certificates, log *slog.Logger)
 		MaxHeaderBytes:    or(c.MaxHeaderBytes, 64<<10),
 		ConnState:         s.stateChanged,
 		ErrorLog:          slog.NewLogLogger(serverLog{log.Handler()}, slog.LevelDebug),
+	}
+	if hasShort {
+		s.short = &short{
+			handler: quick, header: s.http.ReadHeaderTimeout, idle: s.http.IdleTimeout, most: min(s.http.MaxHeaderBytes, maxPlain), log: log,
+			listeners: map[*shortListener]struct{}{}, clients: map[*client]struct{}{},
+		}
 	}
 	if certificates != nil {
 		s.http.TLSConfig = &tls.Config{
@@ -174,7 +185,13 @@ func or[T comparable](value, otherwise T) T {
 }
 
 // Serve takes connections from l until [Server.Drain]; then it returns nil.
-func (s *Server) Serve(l net.Listener) error { return ended(s.http.Serve(listener{l, s})) }
+func (s *Server) Serve(l net.Listener) error {
+	l = listener{l, s}
+	if s.short != nil {
+		l = s.short.listen(l)
+	}
+	return ended(s.http.Serve(l))
+}
 
 // ServeTLS is [Server.Serve] for connections that begin with a TLS handshake.
 func (s *Server) ServeTLS(l net.Listener) error {
@@ -194,7 +211,14 @@ func ended(err error) error {
 func (s *Server) Drain(ctx context.Context) {
 	ctx, stop := context.WithTimeout(ctx, s.drain)
 	defer stop()
-	if s.http.Shutdown(ctx) != nil {
+	if s.short != nil {
+		s.short.end()
+	}
+	late := s.http.Shutdown(ctx) != nil
+	if s.short != nil && !s.short.wait(ctx.Done()) {
+		late = true
+	}
+	if late {
 		s.log.Warn("requests were still under way at the end of the drain: their connections are closed", "drain_timeout", s.drain.String())
 		_ = s.http.Close()
 	}
@@ -238,7 +262,23 @@ func (l listener) Accept() (net.Conn, error) {
 
 type conn struct {
 	*net.TCPConn
-	s *Server
+	s     *Server
+	begun begun
+}
+
+func (c *conn) Read(p []byte) (int, error) { return c.begun.read(c.TCPConn, p) }
+
+// WriteTo is [io.Copy]'s, which would leave out what was read before.
+func (c *conn) WriteTo(w io.Writer) (int64, error) {
+	if len(c.begun) == 0 {
+		return c.TCPConn.WriteTo(w)
+	}
+	n, err := w.Write(c.begun)
+	if c.begun = c.begun[n:]; err != nil {
+		return int64(n), err
+	}
+	more, err := c.TCPConn.WriteTo(w)
+	return int64(n) + more, err
 }
 
 func (c *conn) Close() error {
