@@ -30,6 +30,7 @@ type benchFlags struct {
 	rounds, connections, keys int
 	many, revocations         int
 	profile                   string
+	without                   []string
 }
 
 func (a *app) benchCommand() *cobra.Command {
@@ -70,6 +71,7 @@ as was answered.`,
 	fl.IntVar(&f.keys, "keys", 1000, "keys that are used in turn")
 	fl.IntVar(&f.many, "many", 1_000_000, "keys of the second run in process")
 	fl.IntVar(&f.revocations, "revocations", 200, "keys to revoke")
+	fl.StringSliceVar(&f.without, "without", nil, "what keyledger is to run without: wal, its write-ahead log")
 	fl.StringVar(&f.profile, "profile", "", "directory for CPU profiles of the servers")
 	c := group("bench", "Measure keyledger on this machine", verify, a.contenderCommand())
 	return c
@@ -81,6 +83,8 @@ func (f *benchFlags) validate() error {
 	switch {
 	case f.mode != "all" && !slices.Contains(benchModes, f.mode):
 		return usageError("--mode is one of %s, all", strings.Join(benchModes, ", "))
+	case slices.ContainsFunc(f.without, func(s string) bool { return s != "wal" }):
+		return usageError("--without takes wal, and nothing else")
 	case f.seconds <= 0 || f.seconds > 3600:
 		return usageError("--seconds is more than 0 and at most 3600")
 	case f.rounds < 1 || f.connections < 1 || f.keys < 1 || f.many < 1 || f.revocations < 1:
@@ -109,6 +113,7 @@ type benchReport struct {
 	Rounds      int               `json:"rounds"`
 	Connections int               `json:"connections"`
 	Keys        int               `json:"keys"`
+	Without     []string          `json:"without,omitempty"`
 	Rows        []benchRow        `json:"rows"`
 }
 
@@ -144,6 +149,7 @@ func (a *app) benchVerify(ctx context.Context, f benchFlags) (err error) {
 	defer b.stop()
 	b.report.Versions = versions()
 	b.report.Seconds, b.report.Rounds, b.report.Connections, b.report.Keys = f.seconds, f.rounds, f.connections, f.keys
+	b.report.Without = f.without
 	m := &b.report.Machine
 	m.Processor, m.Cores, m.System = processorName(), runtime.NumCPU(), runtime.GOOS+"/"+runtime.GOARCH
 	b.serverCore, b.loadCore, m.Note = bench.Cores()
@@ -374,7 +380,7 @@ func (b *benchRun) start(ctx context.Context, c contender, core int) (*rivalProc
 		return nil, err
 	}
 	b.started++
-	c.Dir = filepath.Join(b.dir, c.Name+strconv.Itoa(b.started))
+	c.Dir, c.Without = filepath.Join(b.dir, c.Name+strconv.Itoa(b.started)), b.without
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -547,6 +553,9 @@ func (a *app) printBench(r *benchReport) error {
 		a.note("%s", m.Note)
 	}
 	a.note("median of %d rounds of %g s, %d connections, %d keys; every use answered was found recorded", r.Rounds, r.Seconds, r.Connections, r.Keys)
+	if len(r.Without) > 0 {
+		a.note("without: %s", strings.Join(r.Without, ", "))
+	}
 	figure := func(n float64, digits int) string {
 		if n == 0 {
 			return "-"

@@ -65,7 +65,7 @@ func BenchmarkBench(b *testing.B) {
 }
 
 func TestBenchFlags(t *testing.T) {
-	for _, args := range [][]string{{"--mode", "fast"}, {"--seconds", "0"}, {"--rounds", "0"}, {"--keys", "3"}} {
+	for _, args := range [][]string{{"--mode", "fast"}, {"--seconds", "0"}, {"--rounds", "0"}, {"--keys", "3"}, {"--without", "nats"}} {
 		if said := invoke(t, "", append([]string{"bench", "verify"}, args...)...); said.code != exitUsage || said.stdout != "" {
 			t.Errorf("%v: exit code %d, %s", args, said.code, said.stdout)
 		}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/pprof"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -45,6 +46,7 @@ type contender struct {
 	Profile  string        `json:"profile"` // file for a CPU profile; empty: none
 	Listen   bool          `json:"listen"`  // let others follow its ledger
 	During   time.Duration `json:"during"`  // in process: of one round
+	Without  []string      `json:"without"` // of "wal": no write-ahead log
 }
 
 // contenderReady is what it answers once it serves.
@@ -236,10 +238,14 @@ func (r *rival) open(ctx context.Context, ready *contenderReady) error {
 		return err
 	}
 	ready.Master = r.Master
+	log := filepath.Join(r.Dir, "wal")
+	if slices.Contains(r.Without, "wal") {
+		log = ""
+	}
 	r.node, err = openNode(ctx, nodeConfig{
 		Program: "bench", Name: verify.NodeName("bench"), Conn: r.conn, Replicas: 1,
 		SyncAlways: r.syncs, Unverified: r.server == nil,
-		HeadFile: filepath.Join(r.Dir, "head.json"), Master: seal.Master(r.Master), Log: r.log,
+		HeadFile: filepath.Join(r.Dir, "head.json"), WAL: log, Master: seal.Master(r.Master), Log: r.log,
 	})
 	if err != nil {
 		return err
