@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -205,11 +206,20 @@ func (a *API) answerDecision(ctx context.Context, w http.ResponseWriter, in *Ver
 		}
 		if !a.Durable {
 			a.Verifier.Record(&d, &req, use)
-		} else if a.Verifier.RecordDurably(ctx, &d, &req, use) != nil {
+		} else if !a.recordDurably(ctx, &d, &req, use) {
 			d.Valid, d.Code = false, domain.CodeAuditUnavailable
 		}
 	}
 	return writeDecision(w, &d, &req, requestID, buffer)
+}
+
+// durableTime is how long a use may take to its disk, as on every way in.
+const durableTime = 2 * time.Second
+
+func (a *API) recordDurably(ctx context.Context, d *verify.Decision, req *domain.Request, use verify.Use) bool {
+	ctx, stop := context.WithTimeout(ctx, durableTime)
+	defer stop()
+	return a.Verifier.RecordDurably(ctx, d, req, use) == nil
 }
 
 func writeDecision(w http.ResponseWriter, d *verify.Decision, req *domain.Request, requestID string, buffer []byte) []byte {

@@ -266,7 +266,7 @@ func (c *client) serve() (odd bool) {
 		}
 		c.blank = 0
 		if c.request.Method == http.MethodPost {
-			c.blank = 4
+			c.blank = begins
 		}
 		c.n = copy(c.buffer[:], c.buffer[end:c.n])
 		c.request.reset()
@@ -284,7 +284,7 @@ const (
 // next reads the next request into the buffer: where its head and where all of it
 // ends.
 func (c *client) next(now time.Time, first bool) (head, end, found int) {
-	searched, timed := 0, false
+	searched, skipped, timed := 0, 0, false
 	for {
 		// Old clients send an empty line behind a POST (RFC 9112 section 2.2).
 		for ; c.n > 0 && c.blank > 0; c.blank-- {
@@ -293,6 +293,7 @@ func (c *client) next(now time.Time, first bool) (head, end, found int) {
 				break
 			}
 			c.n = copy(c.buffer[:], c.buffer[1:c.n])
+			skipped++
 		}
 		if i := bytes.Index(c.buffer[searched:c.n], headEnd); i >= 0 {
 			head = searched + i + len(headEnd)
@@ -321,7 +322,7 @@ func (c *client) next(now time.Time, first bool) (head, end, found int) {
 		got, err := c.Read(c.buffer[c.n:])
 		c.n += got
 		if got == 0 {
-			if c.n == 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+			if c.n == 0 || errors.Is(err, os.ErrDeadlineExceeded) || !first && c.n+skipped < begins {
 				return 0, 0, gone
 			}
 			return 0, 0, foreign // an end where there should be none
@@ -348,6 +349,9 @@ func (c *client) next(now time.Time, first bool) (head, end, found int) {
 	}
 	return head, end, plain
 }
+
+// begins is how many bytes net/http takes for the beginning of another request.
+const begins = 4
 
 var headEnd = []byte("\r\n\r\n")
 
