@@ -179,8 +179,7 @@ func fault(r any) error {
 	panic(r)
 }
 
-// write places a record, in memory alone where that fails. The buffer is taken
-// back.
+// write places a record, in memory alone where that fails.
 func (l *Log) write(b *Buffer, kind byte) (s *segment, at int) {
 	old := debug.SetPanicOnFault(true)
 	defer func() {
@@ -188,7 +187,6 @@ func (l *Log) write(b *Buffer, kind byte) (s *segment, at int) {
 		if r := recover(); r != nil {
 			s, at = l.lose(s, fault(r)), 0
 		}
-		l.buffers.Put(b)
 	}()
 	n := len(b.Plain)
 	if n > maxPlain || recordSize(n, kind) > l.o.SegmentBytes-atFirst {
@@ -438,6 +436,7 @@ type Tally struct {
 func (l *Log) Tally(b *Buffer) *Tally {
 	n := len(b.Plain)
 	s, at := l.write(b, kindTally)
+	l.buffers.Put(b)
 	return &Tally{l: l, s: s, at: at + recordSize(n, kindRecord)}
 }
 

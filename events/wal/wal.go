@@ -257,9 +257,15 @@ func (l *Log) Buffer() *Buffer {
 	return b
 }
 
-// Append writes a record, and takes the buffer back. The record is open until
-// [Log.Done].
+// Append is [Log.Write] of a buffer of [Log.Buffer], which it takes back.
 func (l *Log) Append(b *Buffer) Ref {
+	defer l.buffers.Put(b)
+	return l.Write(b)
+}
+
+// Write writes a record. The record is open until [Log.Done]; the buffer stays the
+// caller's.
+func (l *Log) Write(b *Buffer) Ref {
 	s, _ := l.write(b, kindRecord)
 	if s != l.nowhere {
 		l.touch(s)
