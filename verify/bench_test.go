@@ -22,8 +22,8 @@ import (
 
 // What one decision with three windows costs whoever asks for it, of keys drawn
 // at random, all of them in use: beside the least that such a decision can be (a
-// map, a SHA-256, three counters, the time), bare and with the use recorded in pages on
-// a real NATS server. cpu-ns/op is the processor time of the goroutines that ask,
+// map, a SHA-256, three counters, the time), bare, with the use recorded in pages on
+// a real NATS server, and with a write-ahead log before that. cpu-ns/op is the processor time of the goroutines that ask,
 // which neighbours on the machine do not change as they change the clock's; pages
 // are written by others, whose time total-cpu-ns/op includes.
 func BenchmarkInProcess(b *testing.B) {
@@ -44,22 +44,29 @@ func BenchmarkInProcess(b *testing.B) {
 			}
 		})
 		v.Close()
-		recorder := recorderFor(b)
-		v = verify.New(ring, recorder, verify.Options{})
-		var asked atomic.Int64
-		run("recorded", func(req *domain.Request) {
-			d := v.Verify(*req)
-			v.Record(&d, req, verify.Use{Via: "api", RequestID: "req_1", UserAgent: "curl/8", Status: 200, Latency: time.Millisecond})
-			if asked.Add(1)%1024 == 0 { // faster than any disk writes
-				_ = recorder.Flush(b.Context())
+		for _, name := range []string{"recorded", "logged"} {
+			dir := ""
+			if name == "logged" {
+				dir = b.TempDir()
 			}
-		})
-		v.Close()
+			recorder := recorderFor(b, dir)
+			v := verify.New(ring, recorder, verify.Options{})
+			var asked atomic.Int64
+			run(name, func(req *domain.Request) {
+				d := v.Verify(*req)
+				v.Record(&d, req, verify.Use{Via: "api", RequestID: "req_1", UserAgent: "curl/8", Status: 200, Latency: time.Millisecond})
+				if asked.Add(1)%1024 == 0 { // faster than any disk writes
+					_ = recorder.Flush(b.Context())
+				}
+			})
+			v.Close()
+		}
 	}
 }
 
-// recorderFor records into a ledger of its own on a server that syncs every page.
-func recorderFor(b *testing.B) *verify.Recorder {
+// recorderFor records into a ledger of its own on a server that syncs every page,
+// with a write-ahead log in dir where that is not empty.
+func recorderFor(b *testing.B, dir string) *verify.Recorder {
 	conn := testenv.Conn(b, testenv.NATS(b, testenv.Synced()))
 	l, err := ledger.Open(b.Context(), conn, ledger.Options{AllowUnverifiedSync: true})
 	if err != nil {
@@ -75,7 +82,12 @@ func recorderFor(b *testing.B) *verify.Recorder {
 		b.Fatal(err)
 	}
 	b.Cleanup(keys.Close)
-	r := verify.NewRecorder(l, keys, "bench", verify.RecorderOptions{})
+	var r *verify.Recorder
+	if dir == "" {
+		r = verify.NewRecorder(l, keys, "bench", verify.RecorderOptions{})
+	} else if r, err = verify.OpenRecorder(b.Context(), l, keys, "bench", verify.RecorderOptions{Dir: dir, Master: seal.Master{1}}); err != nil {
+		b.Fatal(err)
+	}
 	b.Cleanup(func() {
 		if err := r.Close(context.WithoutCancel(b.Context())); err != nil {
 			b.Error(err)

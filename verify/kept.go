@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/events/wal"
@@ -13,21 +12,20 @@ import (
 
 // A fact in the write-ahead log is a letter and
 //
-//	u  a use: its stamp, numbers and texts, so that the hot path makes no JSON
+//	v  a use, so that the hot path makes no JSON: see [use]
 //	e  any other: a source in clear, and the event as JSON
+//	u  a use as programs before the first release wrote it, and none does now
 //
 // Texts stand behind their length. The program that reads it may be a newer one:
 // what a letter means is never changed.
 const (
-	keptUse   = 'u'
+	keptUse   = 'v'
 	keptEvent = 'e'
+	keptUse1  = 'u'
 )
 
 // keep appends a fact to dst as [unkeep] reads it.
 func keep(dst []byte, e events.Envelope) []byte {
-	if p, ok := e.Data.(*pendingUse); ok {
-		return p.keep(dst)
-	}
 	source := ""
 	if d, ok := e.Data.(seal.Rejected); ok {
 		e.Data, source = d.CredentialRejected, d.ClearIP
@@ -35,28 +33,6 @@ func keep(dst []byte, e events.Envelope) []byte {
 	dst = appendText(append(dst, keptEvent), source)
 	dst, _ = events.AppendEncode(dst, e) // what cannot be encoded is declared when its page is written
 	return dst
-}
-
-func (p *pendingUse) keep(b []byte) []byte {
-	b = append(append(b, keptUse), p.stamp[:]...)
-	b = binary.AppendVarint(b, p.time.UnixNano())
-	b = binary.AppendVarint(b, int64(p.document))
-	b = binary.AppendUvarint(b, p.sequence)
-	b = binary.AppendVarint(b, int64(p.status))
-	b = binary.AppendVarint(b, int64(p.latency))
-	b = binary.AppendVarint(b, p.cost)
-	previous := byte(0)
-	if p.previous {
-		previous = 1
-	}
-	b = append(b, previous)
-	for _, s := range [...]string{p.key.ID, p.key.Keyspace, p.key.Owner, p.key.Environment, p.via} {
-		b = appendText(b, s)
-	}
-	for _, end := range p.ends {
-		b = binary.AppendUvarint(b, uint64(end))
-	}
-	return append(b, p.text...)
 }
 
 func appendText(b []byte, s string) []byte {
@@ -70,6 +46,12 @@ func unkeep(e wal.Entry, node string) (events.Envelope, error) {
 	r := &keptReader{b: e.Plain}
 	switch r.byte() {
 	case keptUse:
+		var u use
+		if !u.read(e.Plain) {
+			return events.Envelope{}, errKept
+		}
+		return u.event(node), nil
+	case keptUse1:
 		u := r.use()
 		if r.bad {
 			return events.Envelope{}, errKept
@@ -167,26 +149,29 @@ func (r *keptReader) int() int64 {
 
 func (r *keptReader) text() string { return string(r.take(r.uint())) }
 
-func (r *keptReader) use() *pendingUse {
-	u := &pendingUse{key: &domain.Key{Grant: &domain.Grant{}}}
+func (r *keptReader) use() (u use) {
 	copy(u.stamp[:], r.take(16))
-	u.time = time.Unix(0, r.int())
+	u.time = r.int()
 	u.document = int(r.int())
 	u.sequence = r.uint()
 	u.status = int(r.int())
 	u.latency = time.Duration(r.int())
 	u.cost = r.int()
 	u.previous = r.byte() == 1
-	u.key.ID, u.key.Keyspace, u.key.Owner, u.key.Environment, u.via = r.text(), r.text(), r.text(), r.text(), r.text()
-	last := uint64(0)
-	for i := range u.ends {
-		end := r.uint()
-		if end < last {
+	for _, i := range [...]int{textKey, textKeyspace, textOwner, textEnvironment, textVia} {
+		u.text[i] = r.text()
+	}
+	var ends [texts]uint64 // where the caller's texts end, which stand one after the other
+	for i := textRequestID; i < texts; i++ {
+		ends[i] = r.uint()
+	}
+	for i := textRequestID; i < texts; i++ {
+		before := ends[i-1] // none before the first
+		if ends[i] < before {
 			r.bad = true
 		}
-		u.ends[i], last = int(end), end
+		u.text[i] = string(r.take(ends[i] - before))
 	}
-	u.text = r.take(last)
 	r.bad = r.bad || len(r.b) > 0
 	return u
 }

@@ -1,13 +1,13 @@
 package verify
 
 import (
+	"encoding/binary"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/events/wal"
@@ -18,18 +18,19 @@ import (
 func TestKeptUse(t *testing.T) {
 	text := rapid.String()
 	rapid.Check(t, func(t *rapid.T) {
-		p := &pendingUse{
-			key:      &domain.Key{ID: text.Draw(t, "key"), Grant: &domain.Grant{Keyspace: text.Draw(t, "keyspace"), Owner: text.Draw(t, "owner"), Environment: text.Draw(t, "environment")}},
-			document: rapid.Int().Draw(t, "document"), sequence: rapid.Uint64().Draw(t, "sequence"), time: time.Unix(0, rapid.Int64().Draw(t, "time")),
+		p := use{
+			document: rapid.Int().Draw(t, "document"), sequence: rapid.Uint64().Draw(t, "sequence"), time: rapid.Int64().Draw(t, "time"),
 			previous: rapid.Bool().Draw(t, "previous"), status: rapid.IntRange(0, 999).Draw(t, "status"), latency: time.Duration(rapid.Int64Min(0).Draw(t, "latency")),
-			cost: rapid.Int64().Draw(t, "cost"), via: text.Draw(t, "via"),
+			cost: rapid.Int64().Draw(t, "cost"),
 		}
 		copy(p.stamp[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "stamp"))
-		for i := range p.ends {
-			p.text = append(p.text, text.Draw(t, "text")...)
-			p.ends[i] = len(p.text)
+		for i := range p.text {
+			p.text[i] = text.Draw(t, "text")
 		}
-		b := keep([]byte{}, events.Envelope{Data: p})
+		b := p.append(nil)
+		if rapid.Bool().Draw(t, "before the first release") {
+			b = appendUse1(nil, &p)
+		}
 		got, err := unkeep(wal.Entry{Plain: b}, "n1")
 		if err != nil {
 			t.Fatal(err)
@@ -44,6 +45,31 @@ func TestKeptUse(t *testing.T) {
 			}
 		}
 	})
+}
+
+// appendUse1 is how programs before the first release wrote a use: it is never
+// edited, because their logs may still be there.
+func appendUse1(b []byte, u *use) []byte {
+	b = append(append(b, 'u'), u.stamp[:]...)
+	b = binary.AppendVarint(b, u.time)
+	b = binary.AppendVarint(b, int64(u.document))
+	b = binary.AppendUvarint(b, u.sequence)
+	b = binary.AppendVarint(b, int64(u.status))
+	b = binary.AppendVarint(b, int64(u.latency))
+	b = binary.AppendVarint(b, u.cost)
+	b = append(b, 0)
+	if u.previous {
+		b[len(b)-1] = 1
+	}
+	for _, s := range u.text[:textRequestID] {
+		b = appendText(b, s)
+	}
+	text := ""
+	for _, s := range u.text[textRequestID:] {
+		text += s
+		b = binary.AppendUvarint(b, uint64(len(text)))
+	}
+	return append(b, text...)
 }
 
 // A count comes back with its numbers, a gap too.

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
-	"unicode/utf8"
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
@@ -33,7 +31,7 @@ type Recorder struct {
 	folds   *folds
 	wal     *wal.Log // nil: there is none
 	log     *slog.Logger
-	pool    sync.Pool // of *pendingUse
+	lines   sync.Map // keyspace -> *lines
 	stop    context.CancelFunc
 	running sync.WaitGroup
 }
@@ -66,9 +64,8 @@ func newRecorder(l *ledger.Ledger, keys *seal.Keys, node string, o RecorderOptio
 	}
 	r := &Recorder{node: node, keys: keys, wal: log, log: o.Log}
 	r.pages = ledger.NewPages(l, node, ledger.PagesOptions{
-		Memory: o.Memory, Prepare: r.prepare, Written: o.Written, Log: o.Log, WAL: log, Keep: keep,
+		Memory: o.Memory, Prepare: r.keys.Prepare, Uses: r.uses, Written: o.Written, Log: o.Log, WAL: log, Keep: keep,
 	})
-	r.pool.New = func() any { return &pendingUse{text: make([]byte, 0, 256)} }
 	r.folds = newFolds(node, func(e events.Envelope) { r.pages.Record(r.fold(e)) })
 	r.folds.log, r.folds.kept = log, r.recordKept
 	ctx, stop := context.WithCancel(context.Background())
@@ -173,7 +170,7 @@ func (v *Verifier) Record(d *Decision, req *domain.Request, u Use) bool {
 	if v.recorder == nil || !d.Valid || d.Key == nil {
 		return true
 	}
-	return v.recorder.pages.Record(v.recorder.pending(d, req, u))
+	return v.recorder.pages.RecordUse(d.Key.Keyspace, v.recorder.use(d, req, &u))
 }
 
 // ErrAuditUnavailable says that a use could not be made durable. The request
@@ -187,7 +184,7 @@ func (v *Verifier) RecordDurably(ctx context.Context, d *Decision, req *domain.R
 	if v.recorder == nil || !d.Valid || d.Key == nil {
 		return nil
 	}
-	err := v.recorder.pages.RecordDurable(ctx, v.recorder.pending(d, req, u))
+	err := v.recorder.pages.RecordUseDurable(ctx, d.Key.Keyspace, v.recorder.use(d, req, &u))
 	if err != nil {
 		v.giveBack(d)
 	}
@@ -234,119 +231,5 @@ func (r *Recorder) recordKept(e events.Envelope, t *wal.Tally) {
 		// It is declared as lost, and must not come back from the log.
 		t.Set(0, 0, 0, 0)
 		r.wal.Done(t.Ref(), 1)
-	}
-}
-
-// pendingUse is a key.used on its way to its page: what the hot path copies. The
-// ids, the JSON and the sealing are made when the page is written. Text is copied,
-// so that a use which waits does not hold a whole request in memory.
-type pendingUse struct {
-	stamp    [16]byte
-	key      *domain.Key
-	document int
-	sequence uint64
-	time     time.Time
-	previous bool
-	status   int
-	latency  time.Duration
-	cost     int64
-	via      string
-	text     []byte // the parts, one after the other
-	ends     [parts]int
-	copied   string // text, where it outlives the use; else empty
-}
-
-// The parts of a use's text.
-const (
-	partRequestID = iota
-	partMethod
-	partPath
-	partOrigin
-	partIP
-	partUserAgent
-	parts
-)
-
-// personal says whether there is anything to be sealed.
-func (p *pendingUse) personal() bool { return p.ends[partUserAgent] > p.ends[partOrigin] }
-
-// Kind is that of events.KeyUsed.
-func (*pendingUse) Kind() (string, int) { return events.KeyUsed{}.Kind() }
-
-func (r *Recorder) pending(d *Decision, req *domain.Request, u Use) events.Envelope {
-	p := r.pool.Get().(*pendingUse)
-	p.stamp, p.key, p.document, p.sequence, p.time = d.stamp, d.Key, d.Keyspace.DocumentVersion, d.Sequence, d.Time
-	p.previous = d.Secret == "previous"
-	p.status, p.latency, p.cost, p.via = u.Status, u.Latency, u.CostMicros, u.Via
-	path := req.Path
-	if i := strings.IndexAny(path, "?#"); i >= 0 {
-		path = path[:i]
-	}
-	origin := ""
-	if req.Origin != nil {
-		origin = *req.Origin
-	}
-	b := p.text[:0]
-	for i, part := range [...]struct {
-		s    string
-		most int
-	}{{u.RequestID, 128}, {req.Method, 32}, {path, maxEndpoint}, {origin, 256}, {req.IP, 64}, {u.UserAgent, 512}} {
-		b = append(b, part.s[:min(len(part.s), part.most)]...)
-		p.ends[i] = len(b)
-	}
-	p.text = b
-	return events.Envelope{Keyspace: d.Keyspace.Document.Keyspace, Data: p}
-}
-
-// part is one of the texts, made valid where cutting or the caller broke it.
-func (p *pendingUse) part(i int) string {
-	from := 0
-	if i > 0 {
-		from = p.ends[i-1]
-	}
-	var s string
-	if p.copied != "" {
-		s = p.copied[from:p.ends[i]]
-	} else {
-		s = string(p.text[from:p.ends[i]])
-	}
-	if !utf8.ValidString(s) {
-		return strings.ToValidUTF8(s, "\uFFFD")
-	}
-	return s
-}
-
-func (p *pendingUse) which() string {
-	if p.previous {
-		return "previous"
-	}
-	return "current"
-}
-
-// event is the fact, with its personal data in clear: of a use that a dead process
-// left in its log.
-func (p *pendingUse) event(node string) events.Envelope {
-	used := events.KeyUsed{
-		Decision: formatDecisionID(p.stamp, p.key.ID), Method: p.part(partMethod), Endpoint: p.part(partPath), Origin: p.part(partOrigin),
-		CostMicros: p.cost, Environment: p.key.Environment, Secret: p.which(), Node: node,
-		LedgerSequence: p.sequence, DocumentVersion: p.document,
-	}
-	if p.status != 0 {
-		used.Status = new(p.status)
-	}
-	if p.latency > 0 {
-		used.LatencyMS = new(p.latency.Round(time.Millisecond).Milliseconds())
-	}
-	return p.envelope(events.FormatID("evt", p.stamp), seal.Use{KeyUsed: used, ClearIP: p.part(partIP), ClearUserAgent: p.part(partUserAgent)}, p.part(partRequestID))
-}
-
-// envelope is that of the fact. Its id is made of the decision's, so that either
-// can be found by the other.
-func (p *pendingUse) envelope(id string, data events.Payload, requestID string) events.Envelope {
-	name, version := data.Kind()
-	return events.Envelope{
-		ID: id, Type: name, Version: version, Time: events.At(p.time),
-		Keyspace: p.key.Keyspace, Owner: p.key.Owner, Key: p.key.ID,
-		Actor: events.Actor{Type: "key", ID: p.key.ID}, Via: p.via, RequestID: requestID, Data: data,
 	}
 }

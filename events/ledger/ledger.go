@@ -25,6 +25,7 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -365,6 +366,11 @@ func isNotFound(err error) bool {
 
 // eventID reads the id of a stored body without decoding the rest.
 func eventID(body []byte) string {
+	if rest, ok := bytes.CutPrefix(body, []byte(`{"id":"`)); ok { // as it is written
+		if id, _, ok := bytes.Cut(rest, []byte(`"`)); ok && !bytes.ContainsRune(id, '\\') {
+			return string(id)
+		}
+	}
 	var id struct {
 		ID string `json:"id"`
 	}

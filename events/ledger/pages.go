@@ -3,10 +3,12 @@ package ledger
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
 	"log/slog"
+	"maps"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -25,8 +27,11 @@ const (
 	DefaultPageMemory = 64 << 20
 )
 
-// heldBytes is about what one use takes in memory until it is written.
+// heldBytes is about what one fact takes in memory until it is written.
 const heldBytes = 768
+
+// lineBytes is about what a fact is on the wire; encoding tells exactly.
+const lineBytes = 640
 
 // PagesOptions change how [Pages] writes; the zero value is what the contract says.
 type PagesOptions struct {
@@ -39,6 +44,12 @@ type PagesOptions struct {
 	// personal data is sealed. While it fails the page waits and is tried again,
 	// each time with what the last call left.
 	Prepare func(context.Context, []events.Envelope) error
+
+	// Uses is called with the uses of each page, as [Pages.RecordUse] was given
+	// them, in the same way and for the same. Its answer is called with each of
+	// them in turn, and appends the fact that it stands for to dst. Neither may keep
+	// a use. It MUST be there for RecordUse.
+	Uses func(ctx context.Context, keyspace string, uses iter.Seq[[]byte]) (line func(dst, use []byte) ([]byte, error), err error)
 
 	// Written is told of every page that is on the server's disk.
 	Written func(keyspace string, sequence uint64, facts int)
@@ -55,6 +66,11 @@ type PagesOptions struct {
 
 // Pages writes uses to USAGE, many in one message: at most one page of a
 // keyspace is on its way, and what is recorded meanwhile makes up the next one.
+// What one goroutine records stands in the order in which it did.
+//
+// The hot path makes no fact: a use is some bytes of the caller's
+// ([Pages.RecordUse]), the same in the page and in the write-ahead log, and
+// becomes a fact when its page is written.
 //
 // A use that was recorded is written, however long the server is away, or
 // counted: when memory is full it is dropped, and the next page begins with a
@@ -67,11 +83,13 @@ type Pages struct {
 	node string
 	o    PagesOptions
 
-	held atomic.Int64 // facts in memory
+	held    atomic.Int64 // about how many bytes of memory are in use
+	buffers sync.Pool    // of *wal.Buffer
+	chunks  sync.Pool    // of *[chunkSize]byte
 
-	books sync.Map // keyspace -> *book
+	books atomic.Pointer[map[string]*book] // by keyspace; a map is not changed, but replaced
 
-	mu     sync.Mutex // guards closed, and adding to books
+	mu     sync.Mutex // guards closed, and replacing books
 	closed bool
 
 	ctx      context.Context // of the writers
@@ -92,12 +110,23 @@ type book struct {
 	dropped gap
 	closed  bool
 	flushed *page // the newest page handed to the writer
-	spare   []events.Envelope
+	writing int   // facts of the page that is being written
+	lost    int   // facts of pages that will not be written
 }
 
+// chunkSize is how much memory is taken for uses at a time.
+const chunkSize = 16 << 10
+
 type page struct {
-	facts  []events.Envelope
-	kept   []kept // where the facts are in the write-ahead log
+	uses  int
+	full  [][]byte // uses, each behind its length
+	chunk []byte   // likewise, with room for more
+
+	facts []events.Envelope
+	after []int // for each fact, how many uses come before it
+
+	held   int64  // what of Pages.held is of this page
+	kept   []kept // where all that is in the write-ahead log
 	bytes  int    // about
 	first  time.Time
 	urgent bool // somebody waits
@@ -109,6 +138,56 @@ type page struct {
 type kept struct {
 	ref wal.Ref
 	n   int
+}
+
+// count is how many facts the page will have.
+func (pg *page) count() int { return pg.uses + len(pg.facts) }
+
+// add copies a use.
+func (pg *page) add(p *Pages, use []byte) {
+	n := 4 + len(use)
+	if cap(pg.chunk)-len(pg.chunk) < n {
+		if len(pg.chunk) > 0 {
+			pg.full = append(pg.full, pg.chunk)
+		}
+		if n <= chunkSize {
+			pg.chunk = p.chunks.Get().(*[chunkSize]byte)[:0]
+		} else {
+			pg.chunk = make([]byte, 0, n)
+		}
+		pg.held += int64(cap(pg.chunk))
+		p.held.Add(int64(cap(pg.chunk)))
+	}
+	pg.chunk = append(binary.LittleEndian.AppendUint32(pg.chunk, uint32(len(use))), use...)
+	pg.uses++
+}
+
+// each yields the uses.
+func (pg *page) each(yield func([]byte) bool) {
+	for i := range len(pg.full) + 1 {
+		b := pg.chunk
+		if i < len(pg.full) {
+			b = pg.full[i]
+		}
+		for len(b) > 0 {
+			n := 4 + int(binary.LittleEndian.Uint32(b))
+			if !yield(b[4:n:n]) {
+				return
+			}
+			b = b[n:]
+		}
+	}
+}
+
+// free gives the page's memory back when it is written.
+func (pg *page) free(p *Pages) {
+	for _, b := range append(pg.full, pg.chunk) {
+		if cap(b) == chunkSize {
+			p.chunks.Put((*[chunkSize]byte)(b[:chunkSize]))
+		}
+	}
+	pg.full, pg.chunk, pg.facts, pg.after = nil, nil, nil, nil
+	p.held.Add(-pg.held)
 }
 
 func (pg *page) keep(r wal.Ref) {
@@ -177,7 +256,99 @@ func NewPages(l *Ledger, node string, o PagesOptions) *Pages {
 		o.Log = slog.Default()
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
-	return &Pages{l: l, node: node, o: o, ctx: ctx, stop: stop}
+	p := &Pages{l: l, node: node, o: o, ctx: ctx, stop: stop}
+	p.buffers.New = func() any { return &wal.Buffer{Plain: make([]byte, 0, 512)} }
+	p.chunks.New = func() any { return new([chunkSize]byte) }
+	p.books.Store(&map[string]*book{})
+	return p
+}
+
+// Buffer is room for one use, empty: append it to Plain, then hand it to
+// [Pages.RecordUse] or [Pages.RecordUseDurable].
+func (p *Pages) Buffer() *wal.Buffer {
+	b := p.buffers.Get().(*wal.Buffer)
+	b.Plain = b.Plain[:0]
+	return b
+}
+
+// RecordUse is [Pages.Record] for a use, as the write-ahead log has it and
+// [PagesOptions] Uses reads it. It takes the buffer back.
+func (p *Pages) RecordUse(keyspace string, use *wal.Buffer) bool {
+	_, err := p.addUse(keyspace, use, false)
+	return err == nil
+}
+
+// RecordUseDurable is [Pages.RecordDurable] for a use. It takes the buffer back.
+func (p *Pages) RecordUseDurable(ctx context.Context, keyspace string, use *wal.Buffer) error {
+	pg, err := p.addUse(keyspace, use, true)
+	if err != nil {
+		return err
+	}
+	return pg.wait(ctx)
+}
+
+func (p *Pages) addUse(keyspace string, use *wal.Buffer, urgent bool) (*page, error) {
+	defer p.buffers.Put(use)
+	b := p.book(keyspace)
+	if b == nil {
+		return nil, ErrClosed
+	}
+	full := p.held.Load() >= int64(p.o.Memory)
+	var in wal.Ref
+	if !full && p.o.WAL != nil {
+		in = p.o.WAL.Write(use)
+	}
+	b.mu.Lock()
+	pg, err := p.open(b, full, urgent)
+	if err != nil {
+		b.mu.Unlock()
+		return nil, err
+	}
+	pg.add(p, use.Plain)
+	wake := pg.grow(p, in, urgent)
+	b.mu.Unlock()
+	if wake {
+		b.poke()
+	}
+	return pg, nil
+}
+
+// open is the page to add to. b.mu is held.
+func (p *Pages) open(b *book, full, urgent bool) (*page, error) {
+	if b.closed {
+		return nil, ErrClosed
+	}
+	if full {
+		if !urgent { // the caller of a durable one is told, and refuses the request
+			p.drop(b, time.Now())
+		}
+		return nil, ErrFull
+	}
+	if b.open == nil {
+		b.open = &page{first: time.Now(), done: make(chan struct{})}
+	}
+	return b.open, nil
+}
+
+// grow notes what was added, and says whether the writer has to know. The book's
+// mu is held.
+func (pg *page) grow(p *Pages, in wal.Ref, urgent bool) (wake bool) {
+	pg.keep(in)
+	before := pg.bytes
+	pg.bytes += lineBytes
+	wake = before == 0 || urgent && !pg.urgent || before < p.o.MaxBytes && pg.bytes >= p.o.MaxBytes
+	pg.urgent = pg.urgent || urgent
+	return wake
+}
+
+// wait returns when the page is on the server's disk.
+func (pg *page) wait(ctx context.Context) error {
+	select {
+	case <-pg.done:
+		return pg.err
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrUnknownOutcome, ctx.Err())
+	}
 }
 
 // Record adds a fact to its keyspace's next page and returns at once. False says
@@ -202,12 +373,7 @@ func (p *Pages) RecordDurable(ctx context.Context, e events.Envelope) error {
 	if err != nil {
 		return err
 	}
-	select {
-	case <-pg.done:
-		return pg.err
-	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrUnknownOutcome, ctx.Err())
-	}
+	return pg.wait(ctx)
 }
 
 func (p *Pages) add(e events.Envelope, in wal.Ref, urgent bool) (*page, error) {
@@ -215,37 +381,22 @@ func (p *Pages) add(e events.Envelope, in wal.Ref, urgent bool) (*page, error) {
 	if b == nil {
 		return nil, ErrClosed
 	}
-	full := int(p.held.Add(1))*heldBytes > p.o.Memory
+	full := p.held.Load()+heldBytes > int64(p.o.Memory)
 	if !full && p.o.WAL != nil && !in.Kept() {
 		buffer := p.o.WAL.Buffer()
 		buffer.Plain = p.o.Keep(buffer.Plain, e)
 		in = p.o.WAL.Append(buffer)
 	}
 	b.mu.Lock()
-	if full || b.closed {
-		p.held.Add(-1)
-		if b.closed {
-			b.mu.Unlock()
-			return nil, ErrClosed
-		}
-		if !urgent { // the caller of a durable one is told, and refuses the request
-			p.drop(b, time.Now())
-		}
+	pg, err := p.open(b, full, urgent)
+	if err != nil {
 		b.mu.Unlock()
-		return nil, ErrFull
+		return nil, err
 	}
-	pg := b.open
-	begun := pg == nil
-	if begun {
-		pg = &page{first: time.Now(), done: make(chan struct{}), facts: b.spare}
-		b.open, b.spare = pg, nil
-	}
-	pg.facts = append(pg.facts, e)
-	pg.keep(in)
-	before := pg.bytes
-	pg.bytes += 640 // about what a use is on the wire; encoding tells exactly
-	wake := begun || urgent && !pg.urgent || before < p.o.MaxBytes && pg.bytes >= p.o.MaxBytes
-	pg.urgent = pg.urgent || urgent
+	pg.facts, pg.after = append(pg.facts, e), append(pg.after, pg.uses)
+	pg.held += heldBytes
+	p.held.Add(heldBytes)
+	wake := pg.grow(p, in, urgent)
 	b.mu.Unlock()
 	if wake {
 		b.poke()
@@ -262,30 +413,40 @@ func (b *book) poke() {
 
 // book is nil after Close.
 func (p *Pages) book(keyspace string) *book {
-	if b, ok := p.books.Load(keyspace); ok {
-		return b.(*book)
+	if b := (*p.books.Load())[keyspace]; b != nil {
+		return b
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return nil
 	}
-	b := &book{keyspace: keyspace, subject: pageSubject(keyspace, p.node), wake: make(chan struct{}, 1)}
-	if first, ok := p.books.LoadOrStore(keyspace, b); ok {
-		return first.(*book)
+	books := *p.books.Load()
+	if b := books[keyspace]; b != nil {
+		return b
 	}
+	b := &book{keyspace: keyspace, subject: pageSubject(keyspace, p.node), wake: make(chan struct{}, 1)}
+	books = maps.Clone(books)
+	books[keyspace] = b
+	p.books.Store(&books)
 	p.finished.Go(func() { p.write(b) })
 	return b
 }
 
-func (p *Pages) all() iter.Seq[*book] {
-	return func(yield func(*book) bool) {
-		p.books.Range(func(_, b any) bool { return yield(b.(*book)) })
-	}
-}
+func (p *Pages) all() iter.Seq[*book] { return maps.Values(*p.books.Load()) }
 
 // Held is about how many facts wait in memory.
-func (p *Pages) Held() int { return int(p.held.Load()) }
+func (p *Pages) Held() (n int) {
+	for b := range p.all() {
+		b.mu.Lock()
+		n += b.writing + b.lost
+		if b.open != nil {
+			n += b.open.count()
+		}
+		b.mu.Unlock()
+	}
+	return n
+}
 
 // Flush returns when everything recorded before the call is on the server's
 // disk, or with the error of ctx.
@@ -349,7 +510,7 @@ func (p *Pages) Close(ctx context.Context) error {
 		<-done
 	}
 	p.stop(nil)
-	lost := p.held.Load()
+	lost := int64(p.Held())
 	for b := range p.all() {
 		lost += b.dropped.count
 	}
@@ -385,7 +546,7 @@ func (p *Pages) write(b *book) {
 		}
 		var declared gap
 		if ready {
-			b.open, b.flushed = nil, pg
+			b.open, b.flushed, b.writing = nil, pg, pg.count()
 			declared, b.dropped = b.dropped, gap{}
 		}
 		b.mu.Unlock()
@@ -397,12 +558,10 @@ func (p *Pages) write(b *book) {
 				return
 			}
 			p.release(pg, declared)
-			if cap(pg.facts) <= 1<<13 { // more is from an outage
-				clear(pg.facts)
-				b.mu.Lock()
-				b.spare = pg.facts[:0]
-				b.mu.Unlock()
-			}
+			b.mu.Lock()
+			b.writing = 0
+			b.mu.Unlock()
+			pg.free(p)
 			close(pg.done)
 		case pg != nil:
 			timer.Reset(left)
@@ -429,9 +588,11 @@ func (b *book) fail(pg *page, declared gap) {
 	defer b.mu.Unlock()
 	b.closed = true
 	b.dropped.count += declared.count
+	b.writing = 0
 	for _, pg := range []*page{pg, b.open} {
 		if pg != nil && pg.err == nil {
 			pg.err = ErrClosed
+			b.lost += pg.count()
 			close(pg.done)
 		}
 	}
@@ -441,24 +602,34 @@ func (b *book) fail(pg *page, declared gap) {
 // writePage returns when the facts are on disk, in as many messages as they
 // need, or false when the writers were stopped.
 func (p *Pages) writePage(b *book, pg *page, declared gap) bool {
-	if !p.persist("prepare", func() error {
-		if p.o.Prepare == nil || len(pg.facts) == 0 {
-			return nil
+	var use func(dst, use []byte) ([]byte, error)
+	if !p.persist("prepare", func() (err error) {
+		if p.o.Prepare != nil && len(pg.facts) > 0 {
+			if err := p.o.Prepare(p.ctx, pg.facts); err != nil {
+				return err
+			}
 		}
-		return p.o.Prepare(p.ctx, pg.facts)
+		if pg.uses > 0 {
+			use, err = p.o.Uses(p.ctx, b.keyspace, pg.each)
+		}
+		return err
 	}) {
 		return false
 	}
 
-	var first, last string // ids of the page in b.page
-	lines := 0
+	lines, last := 0, 0 // of b.page, and where the last one begins
 	flush := func() bool {
 		if lines == 0 {
 			return true
 		}
 		var sequence uint64
+		newest := eventID(b.page[last:])
+		oldest := newest
+		if lines > 1 {
+			oldest = eventID(b.page[:bytes.IndexByte(b.page, '\n')])
+		}
 		if !p.persist("append", func() (err error) {
-			sequence, err = p.l.appendPage(p.ctx, b.subject, b.page, first, last)
+			sequence, err = p.l.appendPage(p.ctx, b.subject, b.page, oldest, newest)
 			return err
 		}) {
 			return false
@@ -473,67 +644,83 @@ func (p *Pages) writePage(b *book, pg *page, declared gap) bool {
 		return true
 	}
 	most := min(p.o.MaxBytes, int(p.l.nc.MaxPayload())-4096)
-	add := func(e events.Envelope) (ok bool, err error) {
-		end := len(b.page)
+	// line makes room for one more line at the end of b.page; added is called with
+	// what came of that.
+	line := func() (end int) {
+		end = len(b.page)
 		if lines > 0 {
 			b.page = append(b.page, '\n')
 		}
-		begin := len(b.page)
-		if b.page, err = events.AppendEncode(b.page, e); err == nil && int64(len(b.page)-begin)+4096 > p.l.nc.MaxPayload() {
+		return end
+	}
+	var unwritable gap
+	added := func(end int, err error, at time.Time) (ok bool) {
+		begin := end
+		if lines > 0 {
+			begin++
+		}
+		if err == nil && int64(len(b.page)-begin)+4096 > p.l.nc.MaxPayload() {
 			err = ErrTooLarge
 		}
 		if err != nil {
+			// It can never be written; that it was is still recorded.
 			b.page = b.page[:end]
-			return true, err
+			p.o.Log.Error("a use cannot be written", "keyspace", b.keyspace, "error", err)
+			if unwritable.count == 0 {
+				unwritable = gap{from: at, reason: "an event could not be encoded"}
+			}
+			unwritable.count++
+			unwritable.to = at
+			return true
 		}
 		if lines > 0 && len(b.page) > most {
 			line := bytes.Clone(b.page[begin:])
 			b.page = b.page[:end]
 			if !flush() {
-				return false, nil
+				return false
 			}
-			b.page = append(b.page, line...)
+			b.page, begin = append(b.page, line...), 0
 		}
-		if lines == 0 {
-			first = e.ID
-		}
-		last = e.ID
+		last = begin
 		lines++
-		return true, nil
+		return true
+	}
+	add := func(e events.Envelope) (ok bool) {
+		end := line()
+		var err error
+		b.page, err = events.AppendEncode(b.page, e)
+		return added(end, err, e.Time.Time())
 	}
 
 	b.page = b.page[:0]
-	if declared.count > 0 {
-		if ok, err := add(p.gap(b, declared)); !ok || err != nil {
-			return false
-		}
-	}
-	var unwritable gap
-	for _, e := range pg.facts {
-		ok, err := add(e)
-		if !ok {
-			return false
-		}
-		if err != nil {
-			// It can never be written; that it was is still recorded.
-			p.o.Log.Error("a use cannot be written", "event", e.ID, "type", e.Type, "error", err)
-			if unwritable.count == 0 {
-				unwritable = gap{from: e.Time.Time(), reason: "an event could not be encoded"}
-			}
-			unwritable.count++
-			unwritable.to = e.Time.Time()
-		}
-	}
-	if unwritable.count > 0 {
-		if ok, err := add(p.gap(b, unwritable)); !ok || err != nil {
-			return false
-		}
-	}
-	if !flush() {
+	if declared.count > 0 && !add(p.gap(b, declared)) {
 		return false
 	}
-	p.held.Add(-int64(len(pg.facts)))
-	return true
+	facts, after, n := pg.facts, pg.after, 0
+	for u := range pg.each {
+		for len(after) > 0 && after[0] <= n {
+			if !add(facts[0]) {
+				return false
+			}
+			facts, after = facts[1:], after[1:]
+		}
+		n++
+		end := line()
+		var err error
+		b.page, err = use(b.page, u)
+		if !added(end, err, pg.first) {
+			return false
+		}
+	}
+	for _, e := range facts {
+		if !add(e) {
+			return false
+		}
+	}
+	if unwritable.count > 0 && !add(p.gap(b, unwritable)) {
+		return false
+	}
+	return flush()
 }
 
 func (p *Pages) gap(b *book, g gap) events.Envelope {
@@ -556,7 +743,7 @@ func (p *Pages) persist(what string, f func() error) bool {
 		}
 		if time.Since(told) > 10*time.Second {
 			told = time.Now()
-			p.o.Log.Warn("uses are kept in memory: a page could not be written", "step", what, "node", p.node, "held", p.held.Load(), "error", err)
+			p.o.Log.Warn("uses are kept in memory: a page could not be written", "step", what, "node", p.node, "held", p.Held(), "error", err)
 		}
 		if !wait(p.ctx, pause) {
 			return false

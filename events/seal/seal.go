@@ -35,6 +35,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -95,6 +96,8 @@ type Keys struct {
 	mu        sync.Mutex
 	cache     map[string]*dataKey
 	destroyed map[string]uint64
+
+	forgotten atomic.Uint64 // grows with everything that leaves the cache because it may be destroyed
 }
 
 type dataKey struct {
@@ -255,6 +258,7 @@ func (k *Keys) follow(ctx context.Context, watch jetstream.KeyWatcher, reconnect
 func (k *Keys) forget(id string, revision uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.forgotten.Add(1)
 	k.destroyed[id] = max(k.destroyed[id], revision)
 	if c := k.cache[id]; c != nil && c.revision < revision {
 		delete(k.cache, id)
@@ -264,6 +268,7 @@ func (k *Keys) forget(id string, revision uint64) {
 func (k *Keys) forgetAll() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.forgotten.Add(1)
 	clear(k.cache)
 }
 

@@ -1,64 +1,82 @@
 package seal
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"strings"
 	"time"
 )
 
-// Sealer seals the data of one page, one after the other: it looks a data key up
-// once for those that follow each other with the same, and makes nonces and
-// boxes without a copy of each. It is of one goroutine, and for one page: a data
-// key that is destroyed meanwhile MUST be asked for again.
+// Sealer seals the data of a page, without a look into the cache of all, a nonce
+// drawn or a box made for each of them. It is of one goroutine. [Sealer.Begin] MUST
+// be called for each page: a data key that was destroyed is found no more then.
 type Sealer struct {
-	keys            *Keys
+	keys     *Keys
+	known    map[sealedFor]*DataKey
+	as       uint64 // Keys.forgotten when known was begun
+	from, to int64  // of month, in Unix seconds
+	month    int
+	last     *DataKey // the one found last
+	nonces   []byte   // drawn and not used yet
+	box      []byte
+}
+
+// DataKey is one that was found.
+type DataKey struct {
+	ID         string
+	of         sealedFor
+	additional []byte // ID
+	*dataKey
+}
+
+type sealedFor struct {
 	keyspace, owner string
 	month           int
-	id              string
-	additional      []byte // id
-	key             *dataKey
-	nonces          []byte // drawn and not used yet
-	box             []byte
 }
 
-// Sealer is one for a page.
-func (k *Keys) Sealer() *Sealer { return &Sealer{keys: k} }
+// Sealer is one that knows no data key yet.
+func (k *Keys) Sealer() *Sealer { return &Sealer{keys: k, known: make(map[sealedFor]*DataKey)} }
 
-// Has says whether the data key of an owner and a moment is in memory, and keeps
-// it at hand for what follows.
-func (s *Sealer) Has(keyspace, owner string, at time.Time) bool {
-	year, month, _ := at.UTC().Date()
-	this := 12*year + int(month)
-	if s.key != nil && s.keyspace == keyspace && s.owner == owner && s.month == this {
-		return true
+// maxKnown bounds what a sealer takes from page to page.
+const maxKnown = 4096
+
+// Begin is for a new page.
+func (s *Sealer) Begin() {
+	if as := s.keys.forgotten.Load(); as != s.as || len(s.known) > maxKnown {
+		clear(s.known)
+		s.as, s.last = as, nil
 	}
-	id := KeyID(keyspace, owner, at)
-	key := s.keys.cached(id)
-	if key != nil {
-		s.keyspace, s.owner, s.month, s.id, s.additional, s.key = keyspace, owner, this, id, []byte(id), key
-	}
-	return key != nil
 }
 
-// Find gets the data key of an owner and a moment ready, as [Keys.Seal] does, and
-// answers its id. It fails where the key can neither be read nor made.
-func (s *Sealer) Find(ctx context.Context, keyspace, owner string, at time.Time) (id string, err error) {
-	if s.Has(keyspace, owner, at) {
-		return s.id, nil
+// Find is the data key of an owner and a moment, or nil where it is not in memory:
+// see [Keys.Prime].
+func (s *Sealer) Find(keyspace, owner string, at time.Time) *DataKey {
+	if t := at.Unix(); t < s.from || t >= s.to {
+		year, month, _ := at.UTC().Date()
+		s.from, s.to = time.Date(year, month, 1, 0, 0, 0, 0, time.UTC).Unix(), time.Date(year, month+1, 1, 0, 0, 0, 0, time.UTC).Unix()
+		s.month = 12*year + int(month)
 	}
-	if _, err := s.keys.load(ctx, KeyID(keyspace, owner, at), true); err != nil {
-		return "", err
+	of := sealedFor{keyspace, owner, s.month}
+	if s.last != nil && s.last.of == of {
+		return s.last
 	}
-	if !s.Has(keyspace, owner, at) { // forgotten again, because it was destroyed
-		return "", ErrErased
+	key := s.known[of]
+	if key == nil {
+		id := KeyID(keyspace, owner, at)
+		cached := s.keys.cached(id)
+		if cached == nil {
+			return nil
+		}
+		of.keyspace, of.owner = strings.Clone(keyspace), strings.Clone(owner) // of a use that does not stay
+		key = &DataKey{ID: id, of: of, additional: []byte(id), dataKey: cached}
+		s.known[of] = key
 	}
-	return s.id, nil
+	s.last = key
+	return key
 }
 
-// AppendBox appends the box of a datum, sealed with the key that was found last,
-// as events.Sealed holds it.
-func (s *Sealer) AppendBox(dst []byte, plain string) []byte {
+// AppendBox appends the box of a datum, as events.Sealed holds it.
+func (s *Sealer) AppendBox(dst []byte, key *DataKey, plain string) []byte {
 	if len(s.nonces) < nonceSize {
 		s.nonces = make([]byte, 64*nonceSize)
 		_, _ = rand.Read(s.nonces) // never fails
@@ -66,6 +84,6 @@ func (s *Sealer) AppendBox(dst []byte, plain string) []byte {
 	s.box = append(s.box[:0], s.nonces[:nonceSize]...)
 	s.nonces = s.nonces[nonceSize:]
 	s.box = append(s.box, plain...)
-	s.box = s.key.Seal(s.box[:nonceSize], s.box[:nonceSize], s.box[nonceSize:], s.additional)
+	s.box = key.Seal(s.box[:nonceSize], s.box[:nonceSize], s.box[nonceSize:], key.additional)
 	return base64.StdEncoding.AppendEncode(dst, s.box)
 }

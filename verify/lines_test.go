@@ -1,6 +1,8 @@
 package verify
 
 import (
+	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -9,7 +11,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"pgregory.net/rapid"
 
-	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/testenv"
@@ -29,38 +30,38 @@ func TestPreparedTogether(t *testing.T) {
 	}
 	defer keys.Close()
 	r := &Recorder{node: "n", keys: keys}
+	owners := []string{"a", "b", ""}
 	text := rapid.OneOf(rapid.Just(""), rapid.String(), rapid.Map(rapid.SliceOf(rapid.Byte()), func(b []byte) string { return string(b) }))
-	key := rapid.Custom(func(t *rapid.T) *domain.Key {
-		return &domain.Key{
-			ID:    events.NewID("key", time.Unix(int64(rapid.IntRange(0, 9).Draw(t, "key")), 0)),
-			Grant: &domain.Grant{Keyspace: "ks", Owner: rapid.SampledFrom([]string{"a", "b"}).Draw(t, "owner"), Environment: "live"},
-		}
-	})
 	month := rapid.SampledFrom([]time.Time{time.Date(2026, 1, 31, 23, 59, 59, 0, time.UTC), time.Date(2026, 2, 1, 0, 0, 0, 0, time.UTC)})
 	rapid.Check(t, func(rt *rapid.T) {
-		var page, alone []events.Envelope
+		var page [][]byte
+		var alone []events.Envelope
 		for range rapid.IntRange(1, 20).Draw(rt, "uses") {
-			p := &pendingUse{
-				key: key.Draw(rt, "key"), document: 3, sequence: rapid.Uint64().Draw(rt, "sequence"), time: month.Draw(rt, "time"),
+			u := use{
+				document: 3, sequence: rapid.Uint64().Draw(rt, "sequence"), time: month.Draw(rt, "time").UnixNano(),
 				previous: rapid.Bool().Draw(rt, "previous"), status: rapid.IntRange(0, 999).Draw(rt, "status"),
-				latency: time.Duration(rapid.Int64Range(0, 1<<40).Draw(rt, "latency")), cost: rapid.Int64().Draw(rt, "cost"), via: "api",
+				latency: time.Duration(rapid.Int64Range(0, 1<<40).Draw(rt, "latency")), cost: rapid.Int64().Draw(rt, "cost"),
 			}
-			copy(p.stamp[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(rt, "stamp"))
-			for i := range p.ends {
-				p.text = append(p.text, text.Draw(rt, "text")...)
-				p.ends[i] = len(p.text)
+			copy(u.stamp[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(rt, "stamp"))
+			for i := range u.text {
+				u.text[i] = text.Draw(rt, "text")
 			}
-			alone = append(alone, p.event("n"))
-			page = append(page, events.Envelope{Keyspace: "ks", Data: p})
+			u.text[textKey] = events.NewID("key", time.Unix(int64(rapid.IntRange(0, 9).Draw(rt, "key")), 0))
+			u.text[textKeyspace], u.text[textOwner], u.text[textEnvironment], u.text[textVia] = "ks", rapid.SampledFrom(owners).Draw(rt, "owner"), "live", "api"
+			alone = append(alone, u.event("n"))
+			page = append(page, u.append(nil))
 		}
-		if err := r.prepare(t.Context(), page); err != nil {
+		line, err := r.uses(t.Context(), "ks", slices.Values(page))
+		if err != nil {
 			rt.Fatal(err)
 		}
-		for i, e := range page {
-			body, err := events.Encode(e)
+		for i, u := range page {
+			body, err := line([]byte("before"), u)
 			if err != nil {
 				rt.Fatal(err)
 			}
+			clear(u) // it is not kept
+			body = bytes.TrimPrefix(body, []byte("before"))
 			got, err := events.Decode(body)
 			if err != nil {
 				rt.Fatal(err)
