@@ -233,7 +233,7 @@ func TestAuditShows(t *testing.T) {
 	if s := find(nil, "key.created"); strings.Contains(s, "abab") || !strings.Contains(s, "pb_live_") {
 		t.Errorf("others see %s", s)
 	}
-	if err := l.keys.Destroy(t.Context(), seal.KeyID("parcelbird", "o1", after(0))); err != nil {
+	if err := l.keys.Destroy(t.Context(), time.Now(), seal.KeyID("parcelbird", "o1", after(0))); err != nil {
 		t.Fatal(err)
 	}
 	if s := find(l.keys, "key.used"); !strings.Contains(s, `"source_ip":{"erased":true}`) {

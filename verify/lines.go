@@ -114,7 +114,7 @@ func (l *lines) box(i int, key *seal.DataKey, plain string) *events.Sealed {
 		return nil
 	}
 	at := len(l.text)
-	l.text = l.sealer.AppendBox(l.text, key, plain)
+	l.text = l.sealer.AppendBox(l.text, key, time.Unix(0, l.use.time), plain)
 	l.boxes[i] = events.Sealed{Key: key.ID, Box: l.since(at)}
 	return &l.boxes[i]
 }

@@ -12,9 +12,11 @@
 //
 // What it promises: all processes agree on a data key, because it is created by
 // compare-and-swap and the loser reads the winner's; after [Keys.Destroy] no
-// process that reaches NATS opens or seals with the destroyed key; a wrong master
-// key is refused by [Open] before anything is sealed with it; no error contains
-// what was sealed, nor a key.
+// process that reaches NATS opens or seals with the destroyed key, what happened
+// before it and is sealed later is sealed with a key that nobody keeps, and the
+// files of the bucket hold the wrapped key no more; a wrong master key is refused
+// by [Open] before anything is sealed with it; no error contains what was sealed,
+// nor a key.
 //
 // How it can disappoint. The first use of an owner in a month needs NATS; without
 // it, [Keys.Seal] fails and the caller has to hold the use back. A process cut off
@@ -86,6 +88,7 @@ const maxCached = 32768
 type Keys struct {
 	kv     jetstream.KeyValue
 	conn   *nats.Conn
+	js     jetstream.JetStream
 	master cipher.AEAD
 	stop   context.CancelFunc
 	done   sync.WaitGroup
@@ -101,15 +104,29 @@ type Keys struct {
 }
 
 type dataKey struct {
-	cipher.AEAD
-	revision uint64
-	again    bool // made after an earlier key of the same id was destroyed
+	cipher.AEAD // nil: there is none, what came before the erasure is all that can be sealed
+	revision    uint64
+	again       bool // made after an earlier key of the same id was destroyed
+
+	// What happened before erased is sealed with lost, a random key that is kept
+	// nowhere: it came too late to be read.
+	erased time.Time
+	lost   cipher.AEAD
+}
+
+// sealing is what seals a datum of a moment; nil: a key has to be made first.
+func (k *dataKey) sealing(at time.Time) cipher.AEAD {
+	if k.lost != nil && at.Before(k.erased) {
+		return k.lost
+	}
+	return k.AEAD
 }
 
 // stored is the value of a data key in the bucket.
 type stored struct {
-	Wrapped []byte `json:"wrapped"` // nonce and AES-256-GCM ciphertext; the additional data is the id
-	Again   bool   `json:"again"`   // an earlier key of this id was destroyed
+	Wrapped  []byte `json:"wrapped,omitempty"`   // nonce and AES-256-GCM ciphertext; the additional data is the id. None: destroyed
+	Again    bool   `json:"again"`               // an earlier key of this id was destroyed
+	ErasedAt int64  `json:"erased_at,omitempty"` // when, milliseconds since 1970
 }
 
 // checkID is the place of the value that tells a wrong master key. A data key's
@@ -130,7 +147,7 @@ func Open(ctx context.Context, js jetstream.JetStream, master Master, replicas i
 	}
 	own, stop := context.WithCancel(context.Background())
 	k := &Keys{
-		kv: kv, conn: js.Conn(), master: aead, stop: stop,
+		kv: kv, conn: js.Conn(), js: js, master: aead, stop: stop,
 		cache: make(map[string]*dataKey), destroyed: make(map[string]uint64),
 	}
 	if err := k.check(ctx); err != nil {
@@ -138,7 +155,7 @@ func Open(ctx context.Context, js jetstream.JetStream, master Master, replicas i
 		return nil, err
 	}
 	reconnected := k.conn.StatusChanged(nats.CONNECTED)
-	watch, err := k.kv.WatchAll(own, jetstream.UpdatesOnly(), jetstream.MetaOnly())
+	watch, err := k.kv.WatchAll(own, jetstream.UpdatesOnly())
 	if err != nil {
 		stop()
 		k.conn.RemoveStatusListener(reconnected)
@@ -166,14 +183,8 @@ func openBucket(ctx context.Context, js jetstream.JetStream, replicas int) (jets
 func openOnce(ctx context.Context, js jetstream.JetStream, replicas int) (jetstream.KeyValue, error) {
 	kv, err := js.KeyValue(ctx, Bucket)
 	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket:      Bucket,
-			Description: "data keys of sealed personal data, wrapped by the master key",
-			History:     1,
-			Storage:     jetstream.FileStorage,
-			Replicas:    max(replicas, 1),
-		})
-		if errors.Is(err, jetstream.ErrBucketExists) { // another process was faster
+		_, err = js.CreateStream(ctx, bucketConfig(max(replicas, 1)))
+		if err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was faster
 			kv, err = js.KeyValue(ctx, Bucket)
 		}
 	}
@@ -190,6 +201,31 @@ func openOnce(ctx context.Context, js jetstream.JetStream, replicas int) (jetstr
 			Bucket, info.Storage, status.History(), status.TTL(), info.MaxBytes, info.MaxMsgs)
 	}
 	return kv, nil
+}
+
+// streamName is the stream under the bucket.
+const streamName = "KV_" + Bucket
+
+// bucketConfig is what CreateKeyValue would make, but for DenyDelete: a message
+// that is deleted is overwritten in the stream's files, one that a later value
+// replaces stays in them for as long as its block does.
+func bucketConfig(replicas int) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              streamName,
+		Description:       "data keys of sealed personal data, wrapped by the master key",
+		Subjects:          []string{"$KV." + Bucket + ".>"},
+		MaxMsgsPerSubject: 1,
+		MaxMsgs:           -1,
+		MaxBytes:          -1,
+		MaxMsgSize:        -1,
+		MaxConsumers:      -1,
+		Storage:           jetstream.FileStorage,
+		Replicas:          replicas,
+		Discard:           jetstream.DiscardNew,
+		Duplicates:        2 * time.Minute,
+		AllowRollup:       true,
+		AllowDirect:       true,
+	}
 }
 
 // check compares the master key with the check value, and writes that where the
@@ -230,7 +266,7 @@ func (k *Keys) follow(ctx context.Context, watch jetstream.KeyWatcher, reconnect
 			return
 		case e, ok := <-watch.Updates():
 			if ok {
-				if e != nil && e.Operation() != jetstream.KeyValuePut {
+				if e != nil && destroyed(e) {
 					k.forget(e.Key(), e.Revision())
 				}
 				continue
@@ -240,7 +276,7 @@ func (k *Keys) follow(ctx context.Context, watch jetstream.KeyWatcher, reconnect
 		}
 		for {
 			k.forgetAll()
-			next, err := k.kv.WatchAll(ctx, jetstream.UpdatesOnly(), jetstream.MetaOnly())
+			next, err := k.kv.WatchAll(ctx, jetstream.UpdatesOnly())
 			if err == nil {
 				watch = next
 				k.forgetAll() // what was loaded before the new watch began
@@ -253,6 +289,12 @@ func (k *Keys) follow(ctx context.Context, watch jetstream.KeyWatcher, reconnect
 			}
 		}
 	}
+}
+
+// destroyed says whether an entry is the mark of a destroyed key.
+func destroyed(e jetstream.KeyValueEntry) bool {
+	var s stored
+	return e.Operation() != jetstream.KeyValuePut || json.Unmarshal(e.Value(), &s) == nil && len(s.Wrapped) == 0
 }
 
 func (k *Keys) forget(id string, revision uint64) {
@@ -286,11 +328,11 @@ func (k *Keys) Seal(ctx context.Context, keyspace, owner string, at time.Time, p
 	id := KeyID(keyspace, owner, at)
 	key, err := k.cached(id), error(nil)
 	if key == nil {
-		if key, err = k.load(ctx, id, true); err != nil {
+		if key, err = k.load(ctx, id, at); err != nil {
 			return nil, err
 		}
 	}
-	return &events.Sealed{Key: id, Box: base64.StdEncoding.EncodeToString(sealBytes(key.AEAD, []byte(plain), id))}, nil
+	return &events.Sealed{Key: id, Box: base64.StdEncoding.EncodeToString(sealBytes(key.sealing(at), []byte(plain), id))}, nil
 }
 
 // Open decrypts a datum; nil is the empty string. It fails with [ErrErased] when
@@ -301,7 +343,7 @@ func (k *Keys) Open(ctx context.Context, s *events.Sealed) (string, error) {
 	}
 	key, err := k.cached(s.Key), error(nil)
 	if key == nil {
-		if key, err = k.load(ctx, s.Key, false); err != nil {
+		if key, err = k.load(ctx, s.Key, time.Time{}); err != nil {
 			return "", err
 		}
 	}
@@ -324,35 +366,12 @@ func (k *Keys) Prime(ctx context.Context, ids ...string) error {
 	for _, id := range ids {
 		if k.cached(id) == nil {
 			g.Go(func() error {
-				_, err := k.load(ctx, id, true)
+				_, err := k.load(ctx, id, time.Unix(1<<40, 0)) // later than any erasure: it has to be in memory
 				return err
 			})
 		}
 	}
 	return g.Wait()
-}
-
-// Destroy purges data keys: nothing sealed with them can be opened again, by
-// anybody. An id without a data key is none that could fail. Later uses of the
-// same owner and month are sealed with a new key.
-func (k *Keys) Destroy(ctx context.Context, ids ...string) error {
-	for _, id := range ids {
-		if err := k.kv.Purge(ctx, id); err != nil {
-			return fmt.Errorf("destroy the data key %s: %w", id, err)
-		}
-		// The answer does not say the revision of the purge, its marker does. Where
-		// a new key stands there already, the purge was before that.
-		last, err := k.kv.History(ctx, id)
-		if err != nil || len(last) == 0 {
-			return fmt.Errorf("the data key %s is destroyed, but its marker cannot be read: %w", id, err)
-		}
-		revision := last[len(last)-1].Revision()
-		if last[len(last)-1].Operation() == jetstream.KeyValuePut {
-			revision--
-		}
-		k.forget(id, revision)
-	}
-	return nil
 }
 
 func (k *Keys) cached(id string) *dataKey {
@@ -361,9 +380,10 @@ func (k *Keys) cached(id string) *dataKey {
 	return k.cache[id]
 }
 
-// load reads a data key from the bucket; where there is none, it makes one or
-// answers [ErrErased].
-func (k *Keys) load(ctx context.Context, id string, create bool) (*dataKey, error) {
+// load reads a data key from the bucket for a datum of a moment; where there is
+// none, it makes one. For the zero moment it answers [ErrErased] instead: nothing
+// is to be sealed.
+func (k *Keys) load(ctx context.Context, id string, at time.Time) (*dataKey, error) {
 	var failed error
 	for range attempts {
 		e, err := k.kv.Get(ctx, id)
@@ -373,20 +393,31 @@ func (k *Keys) load(ctx context.Context, id string, create bool) (*dataKey, erro
 		if err == nil && k.isDestroyed(id, e.Revision()) {
 			err = jetstream.ErrKeyNotFound
 		}
-		switch {
-		case err == nil:
-			return k.unwrap(e)
-		case !errors.Is(err, jetstream.ErrKeyNotFound):
+		mark := stored{}
+		if err == nil {
+			key, err := k.unwrap(e)
+			if err != nil {
+				return nil, err
+			}
+			if key.AEAD != nil || !at.IsZero() && key.sealing(at) != nil {
+				return key, nil
+			}
+			mark = stored{Again: true, ErasedAt: key.erased.UnixMilli()}
+		} else if !errors.Is(err, jetstream.ErrKeyNotFound) {
 			return nil, fmt.Errorf("read the data key %s: %w", id, err)
-		case !create:
+		}
+		if at.IsZero() {
 			return nil, ErrErased
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("make the data key %s: %w", id, err)
 		}
-		// First as an id that never was, then as one that was destroyed.
-		if _, failed = k.kv.Update(ctx, id, k.fresh(id, false), 0); isTaken(failed) {
-			_, failed = k.kv.Create(ctx, id, k.fresh(id, true))
+		if mark.Again {
+			_, failed = k.kv.Update(ctx, id, k.fresh(id, mark), e.Revision())
+		} else if _, failed = k.kv.Update(ctx, id, k.fresh(id, mark), 0); isTaken(failed) {
+			// It may be one whose mark is no value, or that is not seen here yet.
+			mark.Again = true
+			_, failed = k.kv.Create(ctx, id, k.fresh(id, mark))
 		}
 		if failed != nil && !isTaken(failed) {
 			return nil, fmt.Errorf("make the data key %s: %w", id, failed)
@@ -407,30 +438,46 @@ func (k *Keys) isDestroyed(id string, revision uint64) bool {
 	return k.destroyed[id] > revision
 }
 
-func (k *Keys) fresh(id string, again bool) []byte {
+// fresh is a new key behind what a mark says.
+func (k *Keys) fresh(id string, mark stored) []byte {
 	var raw [32]byte
 	_, _ = rand.Read(raw[:]) // never fails
-	value, err := json.Marshal(stored{Wrapped: sealBytes(k.master, raw[:], id), Again: again})
+	mark.Wrapped = sealBytes(k.master, raw[:], id)
+	return mark.value()
+}
+
+func (s stored) value() []byte {
+	value, err := json.Marshal(s)
 	if err != nil {
-		panic(err) // two plain fields
+		panic(err) // plain fields
 	}
 	return value
 }
 
-func (k *Keys) unwrap(e jetstream.KeyValueEntry) (*dataKey, error) {
+func (k *Keys) unwrap(e jetstream.KeyValueEntry) (_ *dataKey, err error) {
 	var s stored
 	if err := json.Unmarshal(e.Value(), &s); err != nil {
 		return nil, fmt.Errorf("the data key %s in the bucket %s is not as written: restore the bucket", e.Key(), Bucket)
+	}
+	key := &dataKey{revision: e.Revision(), again: s.Again}
+	if s.ErasedAt != 0 {
+		var none [32]byte
+		_, _ = rand.Read(none[:]) // never fails
+		key.erased = time.UnixMilli(s.ErasedAt)
+		if key.lost, err = newAEAD(none[:]); err != nil {
+			return nil, err
+		}
+	}
+	if len(s.Wrapped) == 0 {
+		return key, nil // the next moment somebody may make one, so it is not kept
 	}
 	raw, err := unseal(k.master, s.Wrapped, e.Key())
 	if err != nil {
 		return nil, fmt.Errorf("the data key %s in the bucket %s does not open with the master key: it was changed, or wrapped by another; restore the bucket", e.Key(), Bucket)
 	}
-	aead, err := newAEAD(raw)
-	if err != nil {
+	if key.AEAD, err = newAEAD(raw); err != nil {
 		return nil, fmt.Errorf("the data key %s in the bucket %s has the wrong length: restore the bucket", e.Key(), Bucket)
 	}
-	key := &dataKey{aead, e.Revision(), s.Again}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.destroyed[e.Key()] > key.revision {

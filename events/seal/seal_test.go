@@ -1,6 +1,7 @@
 package seal_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -110,7 +111,7 @@ func TestDestroy(t *testing.T) {
 	if plain, err := b.Open(t.Context(), old); err != nil || plain != "secret place" {
 		t.Fatalf("%q, %v", plain, err)
 	}
-	if err := a.Destroy(t.Context(), old.Key, "birds.org_9.2026-02"); err != nil {
+	if err := a.Destroy(t.Context(), at, old.Key, "birds.org_9.2026-02"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := a.Open(t.Context(), old); !errors.Is(err, seal.ErrErased) {
@@ -139,6 +140,134 @@ func TestDestroy(t *testing.T) {
 	}
 }
 
+// What happened before an erasure and is sealed after it, by a process that had to
+// wait, cannot be opened by anybody; what happened after it can. Erasing again
+// changes nothing for either.
+func TestLate(t *testing.T) {
+	n := testenv.NATS(t)
+	a, b := open(t, n, master), open(t, n, master)
+	erased := at.Add(time.Hour)
+	id := sealed(t, a, "birds", "org_1", "secret place").Key
+	never := seal.KeyID("birds", "org_9", at) // an owner whose first use still waits
+	if err := a.Destroy(t.Context(), erased, id, never); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []*seal.Keys{a, b} {
+		for _, owner := range []string{"org_1", "org_9"} {
+			late := sealed(t, k, "birds", owner, "secret place")
+			if err := k.Prime(t.Context(), late.Key); err != nil {
+				t.Fatal(err)
+			}
+			sealer := k.Sealer()
+			sealer.Begin()
+			key := sealer.Find("birds", owner, at)
+			if key == nil {
+				t.Fatal("the new key is not at hand")
+			}
+			paged := &events.Sealed{Key: late.Key, Box: string(sealer.AppendBox(nil, key, at, "secret place"))}
+			now, err := k.Seal(t.Context(), "birds", owner, erased, "new place")
+			if err != nil {
+				t.Fatal(err)
+			}
+			after := &events.Sealed{Key: late.Key, Box: string(sealer.AppendBox(nil, key, erased, "new place"))}
+			for _, o := range []*seal.Keys{a, b} {
+				for _, s := range []*events.Sealed{late, paged} {
+					if plain, err := o.Open(t.Context(), s); !errors.Is(err, seal.ErrErased) {
+						t.Errorf("%s: a late use opens as %q, %v", owner, plain, err)
+					}
+				}
+				for _, s := range []*events.Sealed{now, after} {
+					if plain, err := o.Open(t.Context(), s); err != nil || plain != "new place" {
+						t.Errorf("%s: a use after the erasure opens as %q, %v", owner, plain, err)
+					}
+				}
+			}
+		}
+	}
+	if done, err := b.IsDestroyed(t.Context(), id, erased); err != nil || !done {
+		t.Errorf("destroyed: %v, %v", done, err)
+	}
+	if done, err := b.IsDestroyed(t.Context(), id, erased.Add(time.Hour)); err != nil || done {
+		t.Errorf("destroyed as of an hour later: %v, %v", done, err)
+	}
+}
+
+// The bucket's files hold a destroyed key no more, in no revision.
+func TestDestroyedOnDisk(t *testing.T) {
+	dir := t.TempDir()
+	n, err := embedded.StartNATS(embedded.NATSConfig{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Shutdown)
+	k, js := open(t, n, master), jet(t, n)
+	id := sealed(t, k, "birds", "org_1", "secret place").Key
+	sealed(t, k, "birds", "org_2", "another in the same block")
+	kv, err := js.KeyValue(t.Context(), seal.Bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := kv.Get(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !onDisk(t, dir, e.Value()) {
+		t.Fatal("the wrapped key is not found in the files while it exists")
+	}
+	if err := k.Destroy(t.Context(), at, id); err != nil {
+		t.Fatal(err)
+	}
+	if onDisk(t, dir, e.Value()) {
+		t.Error("the files still hold the wrapped key")
+	}
+}
+
+func onDisk(t *testing.T, dir string, what []byte) (found bool) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		found = found || bytes.Contains(b, what)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// What exists is listed by keyspace, owner and month; what was destroyed is not.
+func TestHeld(t *testing.T) {
+	k := open(t, testenv.NATS(t), master)
+	var ids []string
+	for _, month := range []string{"2025-12", "2026-01", "2026-02"} {
+		for _, who := range []string{"birds.org_1", "birds._", "fish.org_1"} {
+			ids = append(ids, who+"."+month)
+		}
+	}
+	if err := k.Prime(t.Context(), ids...); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Destroy(t.Context(), at, "birds.org_1.2025-12"); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		f    seal.Held
+		want string
+	}{
+		{seal.Held{Keyspace: "birds", Owner: "org_1"}, "[birds.org_1.2026-01 birds.org_1.2026-02]"},
+		{seal.Held{Keyspace: "birds", Owner: events.None, Through: "2026-01"}, "[birds._.2025-12 birds._.2026-01]"},
+		{seal.Held{From: "2026-02"}, "[birds._.2026-02 birds.org_1.2026-02 fish.org_1.2026-02]"},
+		{seal.Held{Keyspace: "cats"}, "[]"},
+	} {
+		if got, err := k.Held(t.Context(), c.f); err != nil || fmt.Sprint(got) != c.want {
+			t.Errorf("%+v: %v, %v, want %s", c.f, got, err, c.want)
+		}
+	}
+}
+
 // An erasure that happened around a lost connection is not missed.
 func TestReconnected(t *testing.T) {
 	n := testenv.NATS(t)
@@ -161,7 +290,7 @@ func TestReconnected(t *testing.T) {
 		if err := nc.ForceReconnect(); err != nil {
 			t.Fatal(err)
 		}
-		if err := a.Destroy(t.Context(), s.Key); err != nil {
+		if err := a.Destroy(t.Context(), time.Now(), s.Key); err != nil {
 			t.Fatal(err)
 		}
 		for deadline := time.Now().Add(10 * time.Second); ; {

@@ -75,8 +75,9 @@ func (s *Sealer) Find(keyspace, owner string, at time.Time) *DataKey {
 	return key
 }
 
-// AppendBox appends the box of a datum, as events.Sealed holds it.
-func (s *Sealer) AppendBox(dst []byte, key *DataKey, plain string) []byte {
+// AppendBox appends the box of a datum of a moment in the key's month, as
+// events.Sealed holds it.
+func (s *Sealer) AppendBox(dst []byte, key *DataKey, at time.Time, plain string) []byte {
 	if len(s.nonces) < nonceSize {
 		s.nonces = make([]byte, 64*nonceSize)
 		_, _ = rand.Read(s.nonces) // never fails
@@ -84,6 +85,6 @@ func (s *Sealer) AppendBox(dst []byte, key *DataKey, plain string) []byte {
 	s.box = append(s.box[:0], s.nonces[:nonceSize]...)
 	s.nonces = s.nonces[nonceSize:]
 	s.box = append(s.box, plain...)
-	s.box = key.Seal(s.box[:nonceSize], s.box[:nonceSize], s.box[nonceSize:], key.additional)
+	s.box = key.sealing(at).Seal(s.box[:nonceSize], s.box[:nonceSize], s.box[nonceSize:], key.additional)
 	return base64.StdEncoding.AppendEncode(dst, s.box)
 }
