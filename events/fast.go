@@ -158,18 +158,40 @@ func appendSealed(b []byte, s *Sealed) []byte {
 }
 
 func appendString(b []byte, s string) []byte {
-	for i := range len(s) {
-		if !plain[s[i]] {
-			var buf bytes.Buffer
-			enc := json.NewEncoder(&buf)
-			enc.SetEscapeHTML(false)
-			_ = enc.Encode(s) // of a string: cannot fail
-			return append(b, bytes.TrimSuffix(buf.Bytes(), []byte("\n"))...)
-		}
+	if !allPlain(s) {
+		var buf bytes.Buffer
+		enc := json.NewEncoder(&buf)
+		enc.SetEscapeHTML(false)
+		_ = enc.Encode(s) // of a string: cannot fail
+		return append(b, bytes.TrimSuffix(buf.Bytes(), []byte("\n"))...)
 	}
 	b = append(b, '"')
 	b = append(b, s...)
 	return append(b, '"')
+}
+
+// allPlain looks at eight characters at a time: a use has half a kilobyte of them.
+func allPlain(s string) bool {
+	const (
+		ones  = 0x0101010101010101
+		highs = 0x80 * ones
+	)
+	for ; len(s) >= 8; s = s[8:] {
+		w := uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
+			uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | uint64(s[7])<<56
+		quote, escape, del := w^'"'*ones, w^'\\'*ones, w^0x7f*ones
+		// The high bit of a byte is set where it is not ASCII, below a blank, or 0
+		// after the exclusive or.
+		if (w|(w-' '*ones)&^w|(quote-ones)&^quote|(escape-ones)&^escape|(del-ones)&^del)&highs != 0 {
+			return false
+		}
+	}
+	for i := range len(s) {
+		if !plain[s[i]] {
+			return false
+		}
+	}
+	return true
 }
 
 // plain are the characters that stand for themselves in a JSON string.

@@ -1,6 +1,7 @@
 package events
 
 import (
+	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -90,4 +91,27 @@ func BenchmarkText(b *testing.B) {
 			}
 		}
 	})
+}
+
+// Eight characters at a time are judged as one at a time are, whatever stands
+// beside them.
+func TestAllPlain(t *testing.T) {
+	for _, beside := range []byte{' ', '!', 'a', '~', 0x80, 0xff, 0, '"'} {
+		for n := range 20 {
+			s := bytes.Repeat([]byte{beside}, n)
+			for at := range s {
+				for c := range 256 {
+					s[at] = byte(c)
+					want := true
+					for _, c := range s {
+						want = want && plain[c]
+					}
+					if allPlain(string(s)) != want {
+						t.Fatalf("%q", s)
+					}
+				}
+				s[at] = beside
+			}
+		}
+	}
 }
