@@ -22,7 +22,9 @@ import (
 // 16 bytes of the key's id, zero where there is none.
 const decisionIDLen = len("dec_") + 52
 
-var decisionEncoding = base32.NewEncoding("0123456789abcdefghijklmnopqrstuv").WithPadding(base32.NoPadding)
+const decisionDigits = "0123456789abcdefghijklmnopqrstuv"
+
+var decisionEncoding = base32.NewEncoding(decisionDigits).WithPadding(base32.NoPadding)
 
 const (
 	admittedBits = 0x80
@@ -55,7 +57,19 @@ func appendDecisionID(b []byte, stamp [16]byte, key string) []byte {
 		u := keyBytes(key)
 		copy(raw[16:], u[:])
 	}
-	return decisionEncoding.AppendEncode(append(b, "dec_"...), raw[:])
+	b = append(b, "dec_0000000000000000000000000000000000000000000000000000"...)
+	digits := b[len(b)-52:]
+	for i := range 6 { // five bytes are eight digits; encoding/base32 takes thrice the time
+		five := uint64(binary.BigEndian.Uint32(raw[5*i:]))<<8 | uint64(raw[5*i+4])
+		for j := range 8 {
+			digits[8*i+j] = decisionDigits[five>>(35-5*j)&31]
+		}
+	}
+	last := uint64(binary.BigEndian.Uint16(raw[30:])) << 4
+	for j := range 4 {
+		digits[48+j] = decisionDigits[last>>(15-5*j)&31]
+	}
+	return b
 }
 
 // NewDecisionID returns a fresh id for a decision about a key (empty: no known

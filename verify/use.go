@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"strings"
 	"time"
+	"unicode/utf8"
 	"unsafe"
 
 	"github.com/keyledger/keyledger/domain"
@@ -141,7 +142,12 @@ func (u *use) read(b []byte) bool {
 }
 
 // told is one of the caller's texts, made valid where cutting or the caller broke it.
-func (u *use) told(i int) string { return strings.ToValidUTF8(u.text[i], "\uFFFD") }
+func (u *use) told(i int) string {
+	if utf8.ValidString(u.text[i]) {
+		return u.text[i]
+	}
+	return strings.ToValidUTF8(u.text[i], "\uFFFD")
+}
 
 // personal says whether there is anything to be sealed.
 func (u *use) personal() bool { return u.text[textIP] != "" || u.text[textUserAgent] != "" }

@@ -335,6 +335,13 @@ func TestDecisionID(t *testing.T) {
 		if got, err := verify.ParseDecisionID(id); err != nil || got != c {
 			t.Errorf("%s says %+v, %v, want %+v", id, got, err, c)
 		}
+		for range 100 { // reading one, with encoding/base32, refuses another spelling
+			if id := verify.NewDecisionID(c.Key, c.Admitted, c.Time); len(id) != len("dec_")+52 {
+				t.Errorf("%s", id)
+			} else if _, err := verify.ParseDecisionID(id); err != nil {
+				t.Errorf("%s: %v", id, err)
+			}
+		}
 		if id != strings.ToLower(id) || id == verify.NewDecisionID(c.Key, c.Admitted, c.Time) {
 			t.Errorf("%s", id)
 		}
