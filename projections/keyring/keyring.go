@@ -11,7 +11,6 @@ package keyring
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"hash/maphash"
 	"iter"
@@ -36,9 +35,12 @@ type Ring struct {
 	// configured, in order, by the goroutine that applies records.
 	OnKeyspace func(*domain.Keyspace)
 
-	seed   maphash.Seed
-	shards [shards]shard
-	spaces atomic.Pointer[map[string]*domain.Keyspace] // replaced whole: there are few
+	seed    maphash.Seed
+	entries entries
+	ids     index // of keys
+	secrets index // the ones that a key had before too
+	shards  [shards]shard
+	spaces  atomic.Pointer[map[string]*domain.Keyspace] // replaced whole: there are few
 
 	sequence   atomic.Uint64 // of the last record applied, as announced to those who wait
 	revocation atomic.Int64  // nanoseconds that the last revocation took to get here; 0: none yet
@@ -58,24 +60,15 @@ type Ring struct {
 	void     map[uint64]struct{}
 	commands map[string]Done
 	recent   []Done // in stream order, so that the old ones are at the front
-	collided map[secretID]*entry
-	alike    map[string]*entry // keys whose ids have the hash of another's
 
 	shared shared // owned by the applying goroutine
 }
 
-// shard is a part of the keys and owners; mu guards its maps. What an entry
-// points to is replaced atomically, so a reader holds mu only to find it.
+// shard is a part of the owners; mu guards the map. What an entry points to is
+// replaced atomically, so a reader holds mu only to find it.
 type shard struct {
-	mu      sync.RWMutex
-	ids     map[uint64]*entry // by a hash of the id, which weighs less than the id
-	secrets map[uint64]*entry // by secretID.short
-	owners  map[ownerID]*ownerEntry
-}
-
-type entry struct {
-	key   atomic.Pointer[domain.Key]
-	owner *ownerEntry // of the key; set before anybody can find the entry
+	mu     sync.RWMutex
+	owners map[ownerID]*ownerEntry
 }
 
 type ownerEntry struct {
@@ -99,12 +92,6 @@ type ownerID struct{ keyspace, id string }
 type secretID struct {
 	keyspace string
 	hash     [32]byte
-}
-
-// short is what a secret is found by: eight bytes instead of forty. Someone
-// who imports hashes can make two of them meet; the second is then kept whole.
-func (s secretID) short(seed maphash.Seed) uint64 {
-	return binary.LittleEndian.Uint64(s.hash[:8]) ^ maphash.String(seed, s.keyspace)
 }
 
 type waiter struct {
@@ -132,11 +119,10 @@ func New() *Ring {
 		ready:    make(chan struct{}),
 		void:     map[uint64]struct{}{},
 		commands: map[string]Done{},
-		collided: map[secretID]*entry{},
-		alike:    map[string]*entry{},
 	}
+	r.ids.entries, r.secrets.entries = &r.entries, &r.entries
 	for i := range r.shards {
-		r.shards[i] = shard{ids: map[uint64]*entry{}, secrets: map[uint64]*entry{}, owners: map[ownerID]*ownerEntry{}}
+		r.shards[i] = shard{owners: map[ownerID]*ownerEntry{}}
 	}
 	r.spaces.Store(&map[string]*domain.Keyspace{events.RootKeyspace: domain.RootKeyspace()})
 	return r
@@ -254,8 +240,9 @@ func (r *Ring) apply(rec events.Record) {
 		}
 	}
 	var at *entry
+	var number uint32
 	if e.Key != "" {
-		if at = r.entry(e.Key); at != nil {
+		if at, number = r.entry(e.Key); at != nil {
 			before.Key = at.key.Load()
 		}
 	}
@@ -283,7 +270,7 @@ func (r *Ring) apply(rec events.Record) {
 		}
 	}
 	if after.Key != before.Key {
-		r.storeKey(at, o, before.Key, after.Key)
+		r.storeKey(at, number, o, before.Key, after.Key)
 	}
 }
 
@@ -297,7 +284,7 @@ func (r *Ring) storeKeyspace(k *domain.Keyspace) {
 }
 
 // storeKey takes the entries of the key and its owner where there are any.
-func (r *Ring) storeKey(at *entry, o *ownerEntry, before, after *domain.Key) {
+func (r *Ring) storeKey(at *entry, number uint32, o *ownerEntry, before, after *domain.Key) {
 	if before == nil || before.Grant != after.Grant {
 		after.Grant = r.shared.grant(after.Grant)
 	}
@@ -316,13 +303,15 @@ func (r *Ring) storeKey(at *entry, o *ownerEntry, before, after *domain.Key) {
 		// The state first: whoever finds the new secret must find the key that has it.
 		at.key.Store(after)
 	} else {
-		at = &entry{owner: o}
-		at.key.Store(after)
-		r.storeID(after.ID, at)
+		number, at = r.entries.add(o, after)
+		r.ids.add(maphash.String(r.seed, after.ID), number)
 	}
 	o.count(at, before, after)
 	if before == nil || before.Hash != after.Hash {
-		r.storeSecret(secretID{after.Keyspace, after.Hash}, at)
+		id := secretID{after.Keyspace, after.Hash}
+		if other, _ := r.bySecret(&id); other == nil { // else the first key with a secret keeps it
+			r.secrets.add(id.of(r.seed), number)
+		}
 	}
 }
 
@@ -347,40 +336,11 @@ func (o *ownerEntry) count(at *entry, before, after *domain.Key) {
 	}
 }
 
-func (r *Ring) storeID(id string, at *entry) {
-	h := maphash.String(r.seed, id)
-	s := &r.shards[h%shards]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ids[h] == nil {
-		s.ids[h] = at
-		return
-	}
-	r.mu.Lock()
-	r.alike[id] = at
-	r.mu.Unlock()
-}
+// of is what a secret is looked for by. Those who import hashes choose them, so
+// it is hashed again with a seed that nobody knows: else they could make many alike.
+func (s *secretID) of(seed maphash.Seed) uint64 { return maphash.Bytes(seed, s.hash[:]) }
 
-func (r *Ring) storeSecret(id secretID, at *entry) {
-	s, short := &r.shards[id.hash[8]%shards], id.short(r.seed)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	other := s.secrets[short]
-	if other == nil || other == at {
-		s.secrets[short] = at
-		return
-	}
-	if has(other.key.Load(), id) {
-		return // the first key with a secret keeps it
-	}
-	r.mu.Lock()
-	if r.collided[id] == nil {
-		r.collided[id] = at
-	}
-	r.mu.Unlock()
-}
-
-func has(k *domain.Key, id secretID) bool {
+func has(k *domain.Key, id *secretID) bool {
 	if k.Keyspace != id.keyspace {
 		return false
 	}
@@ -435,18 +395,12 @@ func (r *Ring) ownerShard(id string) *shard {
 	return &r.shards[maphash.String(r.seed, id)%shards]
 }
 
-func (r *Ring) entry(id string) *entry {
-	h := maphash.String(r.seed, id)
-	s := &r.shards[h%shards]
-	s.mu.RLock()
-	at := s.ids[h]
-	s.mu.RUnlock()
-	if at == nil || at.key.Load().ID == id {
-		return at
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.alike[id]
+func (r *Ring) entry(id string) (*entry, uint32) {
+	return r.ids.find(maphash.String(r.seed, id), func(at *entry) bool { return at.key.Load().ID == id })
+}
+
+func (r *Ring) bySecret(id *secretID) (*entry, uint32) {
+	return r.secrets.find(id.of(r.seed), func(at *entry) bool { return has(at.key.Load(), id) })
 }
 
 func (r *Ring) findOwner(keyspace, id string) *ownerEntry {
@@ -493,8 +447,8 @@ func (r *Ring) Owner(keyspace, id string) *domain.Owner {
 
 // Key is a key by its id, deleted ones included, or nil.
 func (r *Ring) Key(id string) *domain.Key {
-	if e := r.entry(id); e != nil {
-		return e.key.Load()
+	if at, _ := r.entry(id); at != nil {
+		return at.key.Load()
 	}
 	return nil
 }
@@ -510,19 +464,7 @@ func (r *Ring) BySecret(keyspace string, hash [32]byte) *domain.Key {
 // or nobody owns it.
 func (r *Ring) Find(keyspace string, hash [32]byte) (*domain.Key, *domain.Owner) {
 	id := secretID{keyspace, hash}
-	s := &r.shards[hash[8]%shards]
-	s.mu.RLock()
-	at := s.secrets[id.short(r.seed)]
-	s.mu.RUnlock()
-	if at == nil {
-		return nil, nil
-	}
-	if k := at.key.Load(); has(k, id) {
-		return k, at.owner.owner.Load()
-	}
-	r.mu.Lock()
-	at = r.collided[id]
-	r.mu.Unlock()
+	at, _ := r.bySecret(&id)
 	if at == nil {
 		return nil, nil
 	}
