@@ -14,6 +14,7 @@ import (
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/projections/keyring"
 	"github.com/keyledger/keyledger/verify/limit"
 	"github.com/keyledger/keyledger/verify/peers"
 )
@@ -25,10 +26,14 @@ type Limit = limit.Limit
 const sweepEvery = time.Minute
 
 // draw takes n requests from the pool that the decision's key or owner draws
-// from: VALID or RATE_LIMITED.
-func (v *Verifier) draw(d *Decision, n int64) domain.Code {
+// from: VALID or RATE_LIMITED. What a key was found with says where the pool is.
+func (v *Verifier) draw(d *Decision, found *keyring.Found, n int64) domain.Code {
 	quota, pool := d.Keyspace.QuotaFor(d.Key, d.Owner)
-	v.limits.Take(&pool, quota, n, d.Time, &d.taken)
+	place := found.BesideKey
+	if pool.Key == "" {
+		place = found.BesideOwner
+	}
+	v.limits.TakeAt(place, &pool, quota, n, d.Time, &d.taken)
 	if d.taken.Later != 0 {
 		d.Time = d.Time.Add(d.taken.Later)
 	}
@@ -102,7 +107,7 @@ func (v *Verifier) Take(keyspace, owner string, n int64) (Decision, error) {
 		if d.Owner = v.ring.Owner(keyspace, owner); d.Owner == nil {
 			return d, ErrNoSuchOwner
 		}
-		d.Code = v.draw(&d, n)
+		d.Code = v.draw(&d, &keyring.Found{}, n)
 	}
 	d.Valid = d.Code == domain.CodeValid
 	d.stamp = decisionStamp(d.Time, d.Valid)

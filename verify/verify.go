@@ -170,14 +170,16 @@ func (v *Verifier) decide(req *domain.Request, d *Decision, now time.Time) domai
 		return code
 	}
 	hash := domain.HashSecret(secret)
-	if d.Key, d.Owner = v.ring.Find(req.Keyspace, hash); d.Key != nil {
+	found := v.ring.Find(req.Keyspace, hash)
+	if d.Key, d.Owner = found.Key, found.Owner; d.Key != nil {
+		limit.Ahead(found.BesideKey)
 		d.Secret, _ = d.Key.SecretState(hash, events.At(d.Time))
 	}
 	if code := d.Keyspace.JudgeKey(req, secret, hash, d.Key, d.Owner, events.At(d.Time)); code != domain.CodeValid {
 		return code
 	}
 	// Last of all, because what is refused for any other reason consumes nothing.
-	return v.draw(d, 1)
+	return v.draw(d, &found, 1)
 }
 
 // ID is the decision's id, dec_….

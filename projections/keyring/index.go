@@ -13,9 +13,9 @@ import (
 
 // entry is half a cache line: what leads to all that a decision reads.
 type entry struct {
-	key   atomic.Pointer[domain.Key]
-	owner *ownerEntry // of the key; set before anybody can find the entry
-	kept  atomic.Value
+	key    atomic.Pointer[domain.Key]
+	owner  *ownerEntry  // of the key; set before anybody can find the entry
+	beside atomic.Value // see Found
 }
 
 // entries are all of them, by their numbers. One goroutine adds; none is ever

@@ -72,9 +72,10 @@ type shard struct {
 }
 
 type ownerEntry struct {
-	owner atomic.Pointer[domain.Owner] // nil for the owner of root keys, who is nobody
-	mu    sync.Mutex
-	keys  []*entry // in order of creation; append only
+	owner  atomic.Pointer[domain.Owner] // nil for the owner of root keys, who is nobody
+	beside atomic.Value                 // see Found
+	mu     sync.Mutex
+	keys   []*entry // in order of creation; append only
 
 	// Counting the active keys must not cost the keys that there are: live
 	// are those not revoked, expiring are those of them that have a last day.
@@ -456,19 +457,28 @@ func (r *Ring) Key(id string) *domain.Key {
 // BySecret is the key of a keyspace that has or had the secret with this
 // SHA-256 hash, or nil.
 func (r *Ring) BySecret(keyspace string, hash [32]byte) *domain.Key {
-	k, _ := r.Find(keyspace, hash)
-	return k
+	return r.Find(keyspace, hash).Key
 }
 
-// Find is [Ring.BySecret] with the key's owner, who is nil where there is no key
-// or nobody owns it.
-func (r *Ring) Find(keyspace string, hash [32]byte) (*domain.Key, *domain.Owner) {
+// Found is a key that was found by one of its secrets; the zero value is none.
+type Found struct {
+	Key   *domain.Key
+	Owner *domain.Owner // nil where nobody owns the key
+
+	// BesideKey and BesideOwner are room for what whoever decides requests keeps
+	// of the key and of its owner, so that it need not search again. They stay the
+	// same for as long as the ring is there, which never looks at them.
+	BesideKey, BesideOwner *atomic.Value
+}
+
+// Find is [Ring.BySecret] with all that belongs to the key.
+func (r *Ring) Find(keyspace string, hash [32]byte) Found {
 	id := secretID{keyspace, hash}
 	at, _ := r.bySecret(&id)
 	if at == nil {
-		return nil, nil
+		return Found{}
 	}
-	return at.key.Load(), at.owner.owner.Load()
+	return Found{at.key.Load(), at.owner.owner.Load(), &at.beside, &at.owner.beside}
 }
 
 // Keys are the keys of one owner in order of creation, deleted ones included.

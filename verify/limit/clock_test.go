@@ -3,6 +3,7 @@ package limit
 import (
 	"testing"
 	"time"
+	"unsafe"
 
 	"pgregory.net/rapid"
 
@@ -25,7 +26,7 @@ func TestClockSteps(t *testing.T) {
 				wall = base.UnixNano() + int64(rapid.SampledFrom([]time.Duration{0, -time.Second, time.Minute, -2 * time.Hour, 3 * time.Hour, -11 * time.Hour, 11 * time.Hour}).Draw(t, "to"))
 			}
 			var got Taken
-			l.take(&pool, &quota, 1, now, wall, &got)
+			l.take(nil, &pool, &quota, 1, now, wall, &got)
 			if got.OK {
 				admitted = append(admitted, now)
 				days[dayOf(wall+now)]++
@@ -64,12 +65,21 @@ func TestClockDaysAhead(t *testing.T) {
 		admitted := 0
 		for range 10 {
 			var got Taken
-			if l.take(&pool, &quota, 1, 0, (100+ahead)*length, &got); got.OK {
+			if l.take(nil, &pool, &quota, 1, 0, (100+ahead)*length, &got); got.OK {
 				admitted++
 			}
 		}
 		if admitted != 3 {
 			t.Errorf("with a clock %d days ahead %d are admitted, want 3", ahead, admitted)
 		}
+	}
+}
+
+// A pool begins where a cache line does, and what a decision reads is in the first
+// three: the allocator has room of just this size.
+func TestLines(t *testing.T) {
+	var p pool
+	if size, rows, rest := unsafe.Sizeof(p), unsafe.Offsetof(p.latest), unsafe.Offsetof(p.shared); size != 256 || rows != 128 || rest > 192 {
+		t.Errorf("a pool has %d bytes, its rows end at %d and its days at %d", size, rows, rest)
 	}
 }

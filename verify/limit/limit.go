@@ -15,7 +15,9 @@
 // and a new entry begins at the earliest one sub-bucket after the last one began,
 // so there are never more than 61. Requests that are further apart than a
 // sub-bucket are counted exactly. The newest entry, and when the oldest one
-// leaves, are kept beside the count: most requests look at nothing else.
+// leaves, are kept beside the count: most requests look at nothing else, which is
+// three cache lines that lie together. A pool is found by its id, or at once where
+// the caller has a [Place] for it.
 //
 // Memory follows the pools in use: a few hundred bytes each, at most about 3.5 KB
 // for one that is busy all the time (twice that where [Limiter.Count] filled it), and nothing once its windows are empty and
@@ -36,6 +38,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
@@ -79,45 +82,62 @@ type Limiter struct {
 	shards [shards]shard
 
 	wake   func()       // nil: nobody is told anything
-	untold atomic.Int64 // pools in queues
-	turn   int          // of Next: the shard that it is at
+	untold atomic.Int64 // pools in the queue
+
+	telling sync.Mutex // guards queue; taken last
+	queue   []*pool    // to be told of
 }
 
 // shards is far above the cores of a machine, so that two requests seldom meet,
 // and keeps what a sweep holds at once small.
 const shards = 1024
 
-// shard is some of the pools. mu guards the map and all that its pools hold.
+// shard is some of the pools. mu guards the map and which pools are in it; who
+// holds it may take the lock of a pool, and not the other way round.
 type shard struct {
 	mu    sync.Mutex
 	pools map[uint64]*pool
-	queue []*pool  // to be told of
 	most  int      // pools since the map was made: maps do not shrink
-	_     [16]byte // up to a cache line
+	_     [40]byte // up to a cache line
 }
 
-// pool is what was counted for one pool.
+// pool is what was counted for one pool. mu guards all that changes. With a
+// million of them in use a decision costs what it takes to fetch their lines, so
+// what it reads comes first, in three of them that belong to no other pool.
 type pool struct {
-	id      domain.Pool
-	next    *pool // of the same hash
-	latest  int64 // the newest moment at which it was asked
+	mu      sync.Mutex
+	of      atomic.Pointer[Limiter] // set under mu; nil: swept, whoever came here has to search
 	rolling [rollingWindows]row
-	days    [2]day // of even and odd days, so that a clock that is set back over midnight loses nothing
+	latest  int64    // the newest moment at which it was asked
+	days    [2]int32 // an even and an odd day, so that a clock that is set back over midnight loses nothing
+	counted [2]int64 // in them
 	shared  *shared
+
+	id   domain.Pool
+	next *pool  // of the same hash; the shard's
+	at   *Place // where it is remembered, or nil
+	_    [24]byte
 }
 
-type day struct{ day, n int64 }
+// Place remembers the pool of a key or an owner where its user has room beside
+// them. Its zero value remembers nothing. It MUST be of one pool, and MAY be of
+// several limiters, the last of which it remembers. A swept pool is forgotten.
+type Place = atomic.Value
 
 // row is the entries of one rolling window: older ones, oldest first, in a ring
 // whose size is a power of two, then the newest. None of them is empty.
 type row struct {
-	sum     int64
-	oldest  int64 // last of the first entry
-	newest  entry // the last of them
-	n       int32 // entries, the newest included
-	head    int32
-	entries []entry
+	sum    int64
+	oldest int64 // last of the first entry
+	newest entry // the last of them
+	ring   *entry
+	size   int16 // of the ring
+	n      int16 // entries, the newest included
+	head   int16
 }
+
+// older is the ring, which as a slice would take another cache line of a pool.
+func (r *row) older() []entry { return unsafe.Slice(r.ring, r.size) }
 
 // entry is n requests that were admitted from first to last.
 type entry struct{ first, last, n int64 }
@@ -142,25 +162,32 @@ const most = len(domain.Quota{})
 // now; n is at least 1. The answer is written to t, whose Limits beyond N are
 // left as they were.
 func (l *Limiter) Take(id *domain.Pool, q *domain.Quota, n int64, now time.Time, t *Taken) {
+	l.TakeAt(nil, id, q, n, now, t)
+}
+
+// TakeAt is [Limiter.Take] with the pool's place, or nil.
+func (l *Limiter) TakeAt(place *Place, id *domain.Pool, q *domain.Quota, n int64, now time.Time, t *Taken) {
 	if *q == (domain.Quota{}) {
 		t.OK, t.N, t.Refused, t.RetryAfter, t.Later = true, 0, -1, 0, 0
 		return
 	}
 	asked := int64(now.Sub(l.base))
-	l.take(id, q, n, asked, now.UnixNano()-asked, t)
+	l.take(place, id, q, n, asked, now.UnixNano()-asked, t)
+}
+
+// Ahead begins to fetch the pool that a place remembers, for whoever will ask
+// [Limiter.TakeAt] and has to wait for something else before: a lock is not taken
+// ahead by a processor, but a load is. It says whether there is one.
+func Ahead(place *Place) bool {
+	p, _ := place.Load().(*pool)
+	return p != nil && p.of.Load() != nil && p.id.Keyspace != "" // a line of the first two, and the third
 }
 
 // take is asked so long after base, of which wall is the time by the wall clock as
 // it is set now.
-func (l *Limiter) take(id *domain.Pool, q *domain.Quota, n, asked, wall int64, t *Taken) {
+func (l *Limiter) take(place *Place, id *domain.Pool, q *domain.Quota, n, asked, wall int64, t *Taken) {
 	t.OK, t.N, t.Refused, t.RetryAfter, t.Later = true, 0, -1, 0, 0
-	hash := l.hash(id)
-	s := &l.shards[hash%shards]
-	s.mu.Lock()
-	p := s.find(hash, id)
-	if p == nil {
-		p = s.add(hash, id)
-	}
+	p := l.lock(place, id)
 	at := max(asked, p.latest)
 	p.latest = at
 	today := dayOf(wall + at)
@@ -182,13 +209,13 @@ func (l *Limiter) take(id *domain.Pool, q *domain.Quota, n, asked, wall int64, t
 			}
 		}
 		if l.wake != nil {
-			l.tell(s, p, q, n, wall+at, hot)
+			l.tell(p, q, n, wall+at, hot)
 		}
 		t.Later = time.Duration(at - asked)
 	} else {
 		p.refuse(q, &used, n, at, asked, wall, t)
 	}
-	s.mu.Unlock()
+	p.mu.Unlock()
 }
 
 func (t *Taken) add(window int, limit, remaining, reset int64) {
@@ -229,14 +256,8 @@ func (l *Limiter) Count(id *domain.Pool, q *domain.Quota, n int64, when time.Tim
 	if *q == (domain.Quota{}) {
 		return
 	}
-	hash := l.hash(id)
-	s := &l.shards[hash%shards]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.find(hash, id)
-	if p == nil {
-		p = s.add(hash, id)
-	}
+	p := l.lock(nil, id)
+	defer p.mu.Unlock()
 	at := int64(when.Sub(l.base))
 	p.latest = max(p.latest, at)
 	for i, limit := range q {
@@ -249,14 +270,11 @@ func (l *Limiter) Count(id *domain.Pool, q *domain.Quota, n int64, when time.Tim
 // GiveBack takes back what [Limiter.Take] counted at a time, for requests that
 // were refused in the end.
 func (l *Limiter) GiveBack(id *domain.Pool, q *domain.Quota, n int64, when time.Time) {
-	hash := l.hash(id)
-	s := &l.shards[hash%shards]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.find(hash, id)
+	p := l.locked(id)
 	if p == nil {
 		return
 	}
+	defer p.mu.Unlock()
 	at := int64(when.Sub(l.base))
 	for i, limit := range q {
 		if limit != 0 {
@@ -267,14 +285,11 @@ func (l *Limiter) GiveBack(id *domain.Pool, q *domain.Quota, n int64, when time.
 
 // UsedUp says whether one more request would be refused now.
 func (l *Limiter) UsedUp(id *domain.Pool, q *domain.Quota, now time.Time) bool {
-	hash := l.hash(id)
-	s := &l.shards[hash%shards]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.find(hash, id)
+	p := l.locked(id)
 	if p == nil {
 		return false
 	}
+	defer p.mu.Unlock()
 	at := max(int64(now.Sub(l.base)), p.latest)
 	for i, limit := range q {
 		if limit != 0 && p.used(i, at, dayOf(now.UnixNano())) >= limit {
@@ -318,6 +333,46 @@ func (l *Limiter) hash(id *domain.Pool) uint64 {
 	return maphash.String(l.seed, id.Owner) + 31*maphash.String(l.seed, id.Keyspace)
 }
 
+// lock finds a pool, or adds it, and locks it.
+func (l *Limiter) lock(place *Place, id *domain.Pool) *pool {
+	if place != nil {
+		if p, _ := place.Load().(*pool); p != nil {
+			p.mu.Lock()
+			if p.of.Load() == l {
+				return p
+			}
+			p.mu.Unlock()
+		}
+	}
+	hash := l.hash(id)
+	s := &l.shards[hash%shards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.find(hash, id)
+	if p == nil {
+		p = s.add(l, hash, id)
+	}
+	p.mu.Lock() // before the shard is let go, so that nobody sweeps it
+	if place != nil {
+		p.at = place
+		place.Store(p)
+	}
+	return p
+}
+
+// locked finds a pool and locks it; nil: there is none.
+func (l *Limiter) locked(id *domain.Pool) *pool {
+	hash := l.hash(id)
+	s := &l.shards[hash%shards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.find(hash, id)
+	if p != nil {
+		p.mu.Lock()
+	}
+	return p
+}
+
 // find needs mu.
 func (s *shard) find(hash uint64, id *domain.Pool) *pool {
 	p := s.pools[hash]
@@ -328,11 +383,12 @@ func (s *shard) find(hash uint64, id *domain.Pool) *pool {
 }
 
 // add needs mu, and that the pool is not there.
-func (s *shard) add(hash uint64, id *domain.Pool) *pool {
+func (s *shard) add(l *Limiter, hash uint64, id *domain.Pool) *pool {
 	if s.pools == nil {
 		s.pools = make(map[uint64]*pool)
 	}
 	p := &pool{id: *id, next: s.pools[hash], latest: -1 << 63}
+	p.of.Store(l)
 	s.pools[hash] = p
 	s.most = max(s.most, len(s.pools))
 	return p
@@ -345,7 +401,7 @@ func (s *shard) sweep(at, today int64) (left int) {
 		var kept, next *pool
 		for ; p != nil; p = next {
 			next = p.next
-			if !p.empty(max(at, p.latest), today) {
+			if !p.sweep(at, today) {
 				p.next, kept = kept, p
 				left++
 			}
@@ -364,14 +420,28 @@ func (s *shard) sweep(at, today int64) (left int) {
 	return left
 }
 
+// sweep says whether the pool is empty, and then makes its place forget it.
+func (p *pool) sweep(at, today int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.empty(max(at, p.latest), today) {
+		return false
+	}
+	p.of.Store(nil)
+	if p.at != nil {
+		p.at.CompareAndSwap(p, (*pool)(nil))
+	}
+	return true
+}
+
 func (p *pool) empty(at, today int64) bool {
 	for i := range p.rolling {
 		if p.used(i, at, today) > 0 {
 			return false
 		}
 	}
-	for _, d := range p.days {
-		if d.n > 0 && d.day >= today {
+	for i, n := range p.counted {
+		if n > 0 && int64(p.days[i]) >= today {
 			return false
 		}
 	}
@@ -380,12 +450,12 @@ func (p *pool) empty(at, today int64) bool {
 
 func (p *pool) used(window int, at, today int64) int64 {
 	if window == rollingWindows {
-		d := &p.days[today&1]
-		if d.day > today { // the clock was days ahead for a while: it counts from here
-			*d = day{day: today}
+		i := today & 1
+		if int64(p.days[i]) > today { // the clock was days ahead for a while: it counts from here
+			p.days[i], p.counted[i] = int32(today), 0
 		}
-		if d.day == today {
-			return d.n
+		if int64(p.days[i]) == today {
+			return p.counted[i]
 		}
 		return 0
 	}
@@ -401,12 +471,12 @@ func (p *pool) admit(window int, at, today, n int64) {
 		p.rolling[window].admit(at, spans[window], n)
 		return
 	}
-	d := &p.days[today&1]
-	if d.day < today {
-		*d = day{day: today}
+	i := today & 1
+	if int64(p.days[i]) < today {
+		p.days[i], p.counted[i] = int32(today), 0
 	}
-	if d.day == today {
-		d.n += n
+	if int64(p.days[i]) == today {
+		p.counted[i] += n
 	}
 }
 
@@ -415,8 +485,8 @@ func (p *pool) giveBack(window int, at, today, n int64) {
 		p.rolling[window].giveBack(at, n)
 		return
 	}
-	if d := &p.days[today&1]; d.day == today {
-		d.n = max(d.n-n, 0)
+	if i := today & 1; int64(p.days[i]) == today {
+		p.counted[i] = max(p.counted[i]-n, 0)
 	}
 }
 
@@ -443,11 +513,11 @@ func (p *pool) gone(window int, today, need, wall int64) int64 {
 }
 
 // at is the i-th entry.
-func (r *row) at(i int32) *entry {
+func (r *row) at(i int16) *entry {
 	if i == r.n-1 {
 		return &r.newest
 	}
-	return &r.entries[(r.head+i)&int32(len(r.entries)-1)]
+	return &r.older()[(r.head+i)&(r.size-1)]
 }
 
 // leave drops what was admitted up to a moment, of which there is some.
@@ -460,13 +530,13 @@ func (r *row) leave(until int64) {
 		}
 		r.sum -= e.n
 		if r.n--; r.n > 0 {
-			r.head = (r.head + 1) & int32(len(r.entries)-1)
+			r.head = (r.head + 1) & (r.size - 1)
 		}
 	}
 }
 
 // place is the oldest entry that is counted until at or longer, n where there is none.
-func (r *row) place(at int64) int32 {
+func (r *row) place(at int64) int16 {
 	i := r.n
 	for i > 0 && r.at(i-1).last >= at {
 		i--
@@ -507,12 +577,12 @@ func (r *row) admit(at, span, n int64) {
 
 // push makes room for another newest entry.
 func (r *row) push() {
-	if int(r.n) > len(r.entries) {
-		larger := make([]entry, max(2, 2*len(r.entries)))
+	if r.n > r.size {
+		larger := make([]entry, max(2, 2*r.size))
 		for i := range r.n - 1 {
 			larger[i] = *r.at(i)
 		}
-		r.entries, r.head = larger, 0
+		r.ring, r.size, r.head = &larger[0], int16(len(larger)), 0
 	}
 	r.n++
 	*r.at(r.n - 2) = r.newest
@@ -526,7 +596,7 @@ func (r *row) insert(at, span, n int64) {
 	i := r.place(at)
 	e := r.at(i)
 	switch {
-	case at >= e.first || int(r.n) >= maxEntries:
+	case at >= e.first || r.n >= maxEntries:
 		e.n += n
 	case e.last-at < span/buckets:
 		e.first = at

@@ -24,8 +24,12 @@ type limiter struct{ *limit.Limiter }
 func newLimiter(base time.Time) limiter { return limiter{limit.New(base)} }
 
 func (l limiter) Take(id domain.Pool, limits events.Limits, n int64, now time.Time) taken {
+	return l.TakeAt(nil, id, limits, n, now)
+}
+
+func (l limiter) TakeAt(place *limit.Place, id domain.Pool, limits events.Limits, n int64, now time.Time) taken {
 	var t limit.Taken
-	l.Limiter.Take(&id, new(domain.QuotaOf(limits)), n, now, &t)
+	l.Limiter.TakeAt(place, &id, new(domain.QuotaOf(limits)), n, now, &t)
 	return taken{t, t.Limits[:t.N], now.Add(t.Later)}
 }
 
@@ -125,11 +129,15 @@ func TestSchedules(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		l := newLimiter(evening)
 		pools := []domain.Pool{{Keyspace: "a", Owner: "o", Key: "key_1"}, {Keyspace: "a", Owner: "o"}, {Keyspace: "b", Owner: "o"}}
-		admitted := make([]truth, len(pools))
+		admitted, places := make([]truth, len(pools)), make([]limit.Place, len(pools))
 		now := evening.Add(time.Duration(rapid.Int64Range(0, int64(time.Minute)).Draw(t, "start")))
 		limits := drawLimits(t)
 		take := func(i int, n int64, now time.Time) taken {
-			got := l.Take(pools[i], limits, n, now)
+			place := &places[i]
+			if rapid.IntRange(0, 3).Draw(t, "search") == 0 {
+				place = nil
+			}
+			got := l.TakeAt(place, pools[i], limits, n, now)
 			if !got.Time.Equal(now) {
 				t.Fatalf("a clock that only goes forward is moved by %s", got.Time.Sub(now))
 			}
@@ -226,15 +234,18 @@ func TestTogether(t *testing.T) {
 	l := newLimiter(time.Now())
 	pool, limits := domain.Pool{Keyspace: "a", Owner: "o"}, events.Limits{"minute": 500, "hour": 700, "day": 900}
 	var admitted atomic.Int64
+	var place limit.Place
+	places := make([]limit.Place, 500)
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
 			for i := range 500 {
-				if l.Take(pool, limits, 1, time.Now()).OK {
+				if l.TakeAt(&place, pool, limits, 1, time.Now()).OK {
 					admitted.Add(1)
 				}
 				other := domain.Pool{Keyspace: "a", Owner: "o", Key: fmt.Sprint(i)}
-				l.Take(other, limits, 1, time.Now())
+				l.TakeAt(&places[i], other, limits, 1, time.Now())
+				l.GiveBack(other, limits, 1, time.Now())
 				if i%100 == 0 {
 					l.Sweep(time.Now())
 				}
@@ -313,6 +324,35 @@ func TestSweep(t *testing.T) {
 		if left := l.Sweep(evening.Add(c.after)); left != c.left {
 			t.Errorf("%s after their last use %d pools are kept, want %d", c.after, left, c.left)
 		}
+	}
+}
+
+// A place remembers its pool for as long as it is in use, whoever counted there,
+// and nothing that another limiter counted.
+func TestPlace(t *testing.T) {
+	pool, limits := domain.Pool{Keyspace: "a", Key: "key_1"}, events.Limits{"minute": 3}
+	var place limit.Place
+	l, other := newLimiter(evening), newLimiter(evening)
+	for i, want := range []int64{2, 1} {
+		for _, l := range []limiter{l, other} {
+			if got := l.TakeAt(&place, pool, limits, 1, evening); got.Limits[0].Remaining != want {
+				t.Errorf("%d: %d are left, want %d", i, got.Limits[0].Remaining, want)
+			}
+		}
+	}
+	l.Count(pool, limits, 1, evening)
+	if l.TakeAt(&place, pool, limits, 1, evening).OK {
+		t.Error("What was counted without the place is not counted at it.")
+	}
+	if !limit.Ahead(&place) {
+		t.Error("The place remembers nothing.")
+	}
+	later := evening.Add(time.Minute)
+	if l.Sweep(later)+other.Sweep(later) != 0 || limit.Ahead(&place) {
+		t.Error("The place remembers a pool that was swept.")
+	}
+	if got := l.TakeAt(&place, pool, limits, 1, later); !got.OK || got.Limits[0].Remaining != 2 || !l.UsedUp(pool, events.Limits{"minute": 1}, later) {
+		t.Errorf("After the sweep: %+v", got)
 	}
 }
 

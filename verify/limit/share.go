@@ -82,8 +82,8 @@ func (h *heard) sum() int64 { return h.before + max(h.told, h.logged) }
 // before the first Take.
 func (l *Limiter) ShareWith(wake func()) { l.wake = wake }
 
-// tell notes what was admitted for those who will be told. It needs mu.
-func (l *Limiter) tell(s *shard, p *pool, q *domain.Quota, n, wall int64, hot bool) {
+// tell notes what was admitted for those who will be told. It needs the pool's mu.
+func (l *Limiter) tell(p *pool, q *domain.Quota, n, wall int64, hot bool) {
 	if p.shared == nil {
 		p.shared = &shared{}
 	}
@@ -93,7 +93,7 @@ func (l *Limiter) tell(s *shard, p *pool, q *domain.Quota, n, wall int64, hot bo
 		}
 	}
 	if hot {
-		l.queue(s, p, false)
+		l.enqueue(p, false)
 	}
 }
 
@@ -111,8 +111,8 @@ func (h *shared) bump(window int, at, n int64) {
 	h.own[window] = append(own, Bucket{at, n})
 }
 
-// queue needs mu.
-func (l *Limiter) queue(s *shard, p *pool, whole bool) {
+// enqueue needs the pool's mu.
+func (l *Limiter) enqueue(p *pool, whole bool) {
 	h := p.shared
 	h.whole = h.whole || whole || !h.known
 	h.known = true
@@ -120,8 +120,10 @@ func (l *Limiter) queue(s *shard, p *pool, whole bool) {
 		return
 	}
 	h.queued = true
-	s.queue = append(s.queue, p)
+	l.telling.Lock()
+	l.queue = append(l.queue, p)
 	l.untold.Add(1)
+	l.telling.Unlock()
 	l.wake()
 }
 
@@ -135,9 +137,11 @@ func (l *Limiter) TellAll() {
 		s.mu.Lock()
 		for _, p := range s.pools {
 			for ; p != nil; p = p.next {
+				p.mu.Lock()
 				if p.shared != nil && p.shared.known {
-					l.queue(s, p, true)
+					l.enqueue(p, true)
 				}
+				p.mu.Unlock()
 			}
 		}
 		s.mu.Unlock()
@@ -150,23 +154,22 @@ func (l *Limiter) Next(now time.Time, sh *Share) bool {
 	if l.untold.Load() == 0 {
 		return false
 	}
-	for range shards {
-		s := &l.shards[l.turn%shards]
-		s.mu.Lock()
-		if len(s.queue) > 0 {
-			p := s.queue[0]
-			s.queue = s.queue[1:]
-			l.untold.Add(-1)
-			p.shared.take(now.Unix(), sh)
-			sh.Pool = p.id
-			s.mu.Unlock()
-			return true
-		}
-		s.queue = nil
-		s.mu.Unlock()
-		l.turn++
+	l.telling.Lock()
+	if len(l.queue) == 0 {
+		l.telling.Unlock()
+		return false
 	}
-	return false
+	p := l.queue[0]
+	if l.queue = l.queue[1:]; len(l.queue) == 0 {
+		l.queue = nil
+	}
+	l.untold.Add(-1)
+	l.telling.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shared.take(now.Unix(), sh)
+	sh.Pool = p.id
+	return true
 }
 
 func (h *shared) take(now int64, sh *Share) {
@@ -195,11 +198,9 @@ func (l *Limiter) Hear(from Node, sh *Share, q *domain.Quota, sent, now time.Tim
 	if *q == (domain.Quota{}) {
 		return
 	}
-	hash := l.hash(&sh.Pool)
-	s := &l.shards[hash%shards]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p, other := l.peer(s, hash, &sh.Pool, from)
+	p := l.lock(nil, &sh.Pool)
+	defer p.mu.Unlock()
+	other := p.peer(from)
 	if other == nil {
 		return
 	}
@@ -230,7 +231,7 @@ func (l *Limiter) Hear(from Node, sh *Share, q *domain.Quota, sent, now time.Tim
 		hot = hot || p.used(i, p.latest, today)*tellAt >= limit
 	}
 	if hot && !p.shared.known && slices.ContainsFunc(p.shared.own[:], func(own []Bucket) bool { return len(own) > 0 }) {
-		l.queue(s, p, true)
+		l.enqueue(p, true)
 	}
 }
 
@@ -244,11 +245,9 @@ func (l *Limiter) Recall(by Node, id *domain.Pool, q *domain.Quota, n int64, whe
 	if *q == (domain.Quota{}) {
 		return
 	}
-	hash := l.hash(id)
-	s := &l.shards[hash%shards]
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p, other := l.peer(s, hash, id, by)
+	p := l.lock(nil, id)
+	defer p.mu.Unlock()
+	other := p.peer(by)
 	if other == nil {
 		return
 	}
@@ -272,11 +271,7 @@ func (l *Limiter) Recall(by Node, id *domain.Pool, q *domain.Quota, n int64, whe
 }
 
 // peer needs mu. It is nil where nothing of this node can be counted.
-func (l *Limiter) peer(s *shard, hash uint64, id *domain.Pool, node Node) (*pool, *peer) {
-	p := s.find(hash, id)
-	if p == nil {
-		p = s.add(hash, id)
-	}
+func (p *pool) peer(node Node) *peer {
 	if p.shared == nil {
 		p.shared = &shared{}
 	}
@@ -288,15 +283,15 @@ func (l *Limiter) peer(s *shard, hash uint64, id *domain.Pool, node Node) (*pool
 		if node.Start > other.node.Start {
 			other.restarted(node.Start)
 		} else if node.Start < other.node.Start && node.Start != 0 {
-			return p, nil // late, from a process that has ended
+			return nil // late, from a process that has ended
 		}
-		return p, other
+		return other
 	}
 	if len(p.shared.peers) == maxNodes {
-		return p, nil
+		return nil
 	}
 	p.shared.peers = append(p.shared.peers, peer{node: node})
-	return p, &p.shared.peers[len(p.shared.peers)-1]
+	return &p.shared.peers[len(p.shared.peers)-1]
 }
 
 // restarted keeps what the process before admitted. Of a node that was not heard
