@@ -225,6 +225,27 @@ func (l *Ledger) AppendOps(ctx context.Context, e events.Envelope) (uint64, erro
 	})
 }
 
+// AppendOpsAfter stores an act in OPS when OPS's last sequence is the expected one:
+// what was decided with everything in OPS up to there holds. It fails as
+// [Ledger.Append] does.
+func (l *Ledger) AppendOpsAfter(ctx context.Context, expectedLast uint64, e events.Envelope) (uint64, error) {
+	m, err := l.message(events.OpsSubject(e), e)
+	if err != nil {
+		return 0, err
+	}
+	m.Header[expectStream] = []string{strconv.FormatUint(expectedLast, 10)}
+	return l.append(ctx, attempt{
+		stream: events.Ops, id: e.ID,
+		publish: func(ctx context.Context) (uint64, error) {
+			ack, err := l.publish(ctx, m)
+			return ack.Sequence, err
+		},
+		stored: func(ctx context.Context) (*message, error) {
+			return l.get(ctx, events.Ops, getRequest{Seq: expectedLast + 1})
+		},
+	})
+}
+
 // AppendDLQ stores what a reactor could not deliver, with its headers (why,
 // where from). The body is kept as it is.
 func (l *Ledger) AppendDLQ(ctx context.Context, reactor, id string, header nats.Header, body []byte) (uint64, error) {

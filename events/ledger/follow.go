@@ -314,6 +314,9 @@ func (r *reader) run(ctx context.Context, emit func([]*nats.Msg) bool) error {
 		if refusal, ok := errors.AsType[*RefusalError](err); ok {
 			return refusal
 		}
+		if errors.Is(err, ErrPruned) {
+			return err
+		}
 		if errors.Is(err, nats.ErrConnectionClosed) {
 			return fmt.Errorf("follow %s: %w", r.stream, err)
 		}
@@ -582,6 +585,15 @@ func (r *reader) missing(ctx context.Context, later uint64) error {
 	}
 	if e, ok := errors.AsType[*jetstream.APIError](err); !ok || e.Code == 503 {
 		return err
+	}
+	if isNotFound(err) && r.stream == events.Usage {
+		first, err := r.l.mayBegin(ctx, r.stream, r.next+1)
+		if err != nil {
+			return err
+		}
+		if r.next < first {
+			return fmt.Errorf("read %s from sequence %d: %w", r.stream, r.next, ErrPruned)
+		}
 	}
 	return &RefusalError{[]Finding{{r.stream, fmt.Sprintf("the message at sequence %d is missing or cannot be read (%v), although there is one at %d", r.next, err, later),
 		"A data file is damaged, or messages were deleted. Everything that would be computed from here on would be wrong.", restore}}}

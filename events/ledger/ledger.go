@@ -58,6 +58,10 @@ var (
 	// message.
 	ErrTooLarge = errors.New("larger than the server's max_payload")
 
+	// ErrPruned says that a part of USAGE was pruned while it was being read. It
+	// was recorded before; what is left can be read.
+	ErrPruned = errors.New("pruned while it was being read: begin again, at what is left")
+
 	// ErrClosed says that the ledger or the page writer was closed.
 	ErrClosed = errors.New("closed")
 )
@@ -125,6 +129,7 @@ type Ledger struct {
 	moved    bool                     // since the head file was written
 	refused  map[string]*RefusalError // streams in doubt
 	doubt    chan struct{}            // closed, and replaced, when refused grows
+	begins   uint64                   // where USAGE may begin at the latest, as OPS was last read
 	behind   map[string]int           // consecutive looks at which a stream was shorter than its head
 	stop     context.CancelFunc
 	finished sync.WaitGroup

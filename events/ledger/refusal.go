@@ -164,14 +164,14 @@ func (l *Ledger) stateFindings(ctx context.Context, stream string, info *streamI
 	var findings []Finding
 	s := info.State
 	if s.FirstSeq > 1 {
-		allowed, err := l.prunings(ctx, stream)
+		allowed, err := l.mayBegin(ctx, stream, s.FirstSeq)
 		if err != nil {
 			findings = append(findings, Finding{stream, fmt.Sprintf("it begins at sequence %d, and the record of what was pruned cannot be read: %v", s.FirstSeq, err),
 				"Whether the beginning was pruned by the retention command or lost is unknown.", "Repair " + events.Ops + " first."})
-		} else if !slices.Contains(allowed, s.FirstSeq) {
+		} else if s.FirstSeq > allowed {
 			want := "1"
-			if n := len(allowed); n > 0 {
-				want = fmt.Sprintf("%d, after the last recorded pruning", allowed[n-1])
+			if allowed > 1 {
+				want = fmt.Sprintf("%d at the latest, after the last recorded pruning", allowed)
 			}
 			findings = append(findings, Finding{stream, fmt.Sprintf("it begins at sequence %d instead of %s", s.FirstSeq, want),
 				"Its beginning was removed outside of the recorded retention: by a limit, a purge, or the loss of a data file.", restore})
@@ -190,25 +190,6 @@ func (l *Ledger) stateFindings(ctx context.Context, stream string, info *streamI
 			"A data file is damaged or missing.", restore})
 	}
 	return findings
-}
-
-// prunings are the sequences at which USAGE may begin. The retention command
-// records first and purges then; a crash in between leaves an earlier one.
-func (l *Ledger) prunings(ctx context.Context, stream string) ([]uint64, error) {
-	if stream != events.Usage {
-		return nil, nil
-	}
-	var first []uint64
-	for r, err := range l.Read(ctx, events.Ops, 1, 0, events.OpsSubject(events.Envelope{})) {
-		if err != nil {
-			return nil, err
-		}
-		if p, ok := r.Event.Data.(events.UsagePruned); ok && (p.Stream == stream || p.Stream == "") {
-			first = append(first, p.Through+1)
-		}
-	}
-	slices.Sort(first)
-	return first, nil
 }
 
 // positionFindings compares a stream with what others know of it.

@@ -376,13 +376,19 @@ func TestRecordedPruning(t *testing.T) {
 		t.Fatal(err)
 	}
 	open(t, nc, ledger.Options{}) // recorded, and not yet done
-	js, _ := jetstream.New(nc)
-	s, err := js.Stream(t.Context(), events.Usage)
-	if err != nil {
+	if _, err := l.Prune(t.Context(), 4); err == nil {
+		t.Error("more is purged than was recorded")
+	}
+	// A server that was killed in the middle of purging begins somewhere before.
+	if _, err := l.Prune(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Purge(t.Context(), jetstream.WithPurgeSequence(4)); err != nil {
-		t.Fatal(err)
+	open(t, nc, ledger.Options{})
+	if n, err := l.Prune(t.Context(), 3); err != nil || n != 1 {
+		t.Fatalf("purged %d, %v", n, err)
+	}
+	if n, err := l.Prune(t.Context(), 3); err != nil || n != 0 {
+		t.Fatalf("purged again %d, %v", n, err)
 	}
 	l = open(t, nc, ledger.Options{})
 	if got := take(t, l, events.Usage, 0, 2); got[0].Sequence != 4 {
@@ -393,6 +399,74 @@ func TestRecordedPruning(t *testing.T) {
 			t.Errorf("a reader that missed pages: %v", err)
 		}
 		break
+	}
+}
+
+// What is read while it is pruned ends with an error that says so; the stream is in
+// no doubt.
+func TestPrunedWhileRead(t *testing.T) {
+	nc := testenv.Conn(t, testenv.NATS(t))
+	l := open(t, nc, ledger.Options{})
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const pages = 30_000 // more than is ever read ahead
+	body, _ := events.Encode(used("key_1"))
+	for range pages {
+		if _, err := js.PublishAsync("usage.ks.n", body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-js.PublishAsyncComplete()
+	n := 0
+	for r, err := range l.Read(t.Context(), events.Usage, 1, 0) {
+		if err != nil {
+			if !errors.Is(err, ledger.ErrPruned) {
+				t.Errorf("it ended with %v", err)
+			}
+			break
+		}
+		if n++; n == 1 {
+			if _, err := l.AppendOps(t.Context(), events.New(events.UsagePruned{Stream: events.Usage, Through: pages - 10}, time.Now())); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Prune(t.Context(), pages-10); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r.Sequence != uint64(n) {
+			t.Fatalf("record %d is at sequence %d", n, r.Sequence)
+		}
+	}
+	if n == pages {
+		t.Error("everything was read ahead, so that nothing was tested")
+	}
+	if err := l.Err(events.Usage); err != nil {
+		t.Errorf("the stream is in doubt: %v", err)
+	}
+	if _, err := l.AppendPage(t.Context(), "ks", "m", [][]byte{body}); err != nil {
+		t.Error(err)
+	}
+}
+
+// An act is stored only behind what it was decided with.
+func TestAppendOpsAfter(t *testing.T) {
+	l := open(t, testenv.Conn(t, testenv.NATS(t)), ledger.Options{})
+	hold := func() events.Envelope {
+		e := events.New(events.HoldSet{Active: true, Reason: "litigation"}, time.Now())
+		e.Keyspace = "ks"
+		return e
+	}
+	first, err := l.AppendOpsAfter(t.Context(), 0, hold())
+	if err != nil || first != 1 {
+		t.Fatalf("%d, %v", first, err)
+	}
+	if _, err := l.AppendOpsAfter(t.Context(), 0, hold()); !errors.Is(err, ledger.ErrConflict) {
+		t.Errorf("behind nothing, although there is something: %v", err)
+	}
+	if at, err := l.AppendOpsAfter(t.Context(), first, hold()); err != nil || at != 2 {
+		t.Errorf("%d, %v", at, err)
 	}
 }
 
