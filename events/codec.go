@@ -42,7 +42,7 @@ var decoders = map[string]map[int]func([]byte) (Payload, error){
 	"audit.read":          {1: as[AuditRead]},
 	"alert.raised":        {1: as[AlertRaised]},
 	"alert.resolved":      {1: as[AlertResolved]},
-	"usage.pruned":        {1: as[UsagePruned]},
+	"usage.pruned":        {1: as[UsagePruned], 2: as[UsagePruned]},
 	"privacy.erased":      {1: as[PrivacyErased]},
 	"hold.set":            {1: as[HoldSet]},
 	"service.started":     {1: as[ServiceStarted]},
@@ -145,6 +145,7 @@ func decode(body []byte) (Envelope, error) {
 		return e, fmt.Errorf("event %s of type %s: %w", w.ID, w.Type, err)
 	}
 	e.Data = data
+	_, e.Version = data.Kind()
 	return e, nil
 }
 

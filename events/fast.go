@@ -440,12 +440,13 @@ func scanEnvelope(body []byte) (e Envelope, ok bool) {
 	if s.bad {
 		return e, false
 	}
-	if e.Version != 1 {
-		return e, false
-	}
 	rest := s.i
 	s.lit("{")
-	switch e.Type {
+	known := e.Type
+	if e.Version != 1 {
+		known = "" // what is read by hand below is version 1
+	}
+	switch known {
 	case "key.used":
 		e.Data = s.keyUsed()
 	case "key.created":
@@ -529,8 +530,11 @@ func scanEnvelope(body []byte) (e Envelope, ok bool) {
 			return e, false
 		}
 		var err error
-		e.Data, err = decode(body[rest : len(body)-1])
-		return e, err == nil
+		if e.Data, err = decode(body[rest : len(body)-1]); err != nil {
+			return e, false
+		}
+		_, e.Version = e.Data.Kind()
+		return e, true
 	}
 	s.lit("}}")
 	return e, !s.bad && s.i == len(body)

@@ -57,7 +57,7 @@ var samples = []events.Payload{
 	events.AuditRead{What: "events", Filter: map[string]string{"key": "key_019b-1"}, Count: 20},
 	events.AlertRaised{Alert: "alr_1", When: "error_rate", Value: 0.07, Threshold: 0.05, Detail: "7 of 100 calls failed"},
 	events.AlertResolved{Alert: "alr_1", When: "error_rate"},
-	events.UsagePruned{Stream: "USAGE", Through: 1000, TreeSize: 1000, RootHash: "q83vEjRWeJCrze8SNFZ4kA==", Reason: "retention of 90 days"},
+	events.UsagePruned{Stream: "USAGE", Through: 1000, Before: moment - 7776000000, TreeSize: 1000, RootHash: "q83vEjRWeJCrze8SNFZ4kA==", Frontier: []string{"q83vEjRWeJCrze8SNFZ4kA=="}, Reason: "retention of 90 days"},
 	events.PrivacyErased{DataKeys: []string{"parcelbird.org_1.2026-01"}, Reason: "request of the owner"},
 	events.HoldSet{Active: true, Reason: "litigation"},
 	events.ServiceStarted{Program: "serve", Build: "v0.1.0", Node: "node_1", Head: 17},
@@ -123,6 +123,25 @@ func TestGolden(t *testing.T) {
 		if _, err := events.Decode(bytes.TrimSuffix(body, []byte("\n"))); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
+	}
+}
+
+// A version that was followed by another one is read as that one.
+func TestRaised(t *testing.T) {
+	body, err := os.ReadFile(filepath.Join("testdata", "golden", "usage.pruned.v1.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := events.Decode(bytes.TrimSuffix(body, []byte("\n")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := sample(events.UsagePruned{Stream: "USAGE", Through: 1000, TreeSize: 1000, RootHash: "q83vEjRWeJCrze8SNFZ4kA==", Reason: "retention of 90 days"})
+	if diff := cmp.Diff(want, e); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := events.Encode(e); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -207,20 +207,28 @@ type AlertResolved struct {
 
 // UsagePruned records that USAGE was purged from the front.
 type UsagePruned struct {
-	Stream   string `json:"stream"`
-	Through  uint64 `json:"through"` // last sequence that is gone
-	TreeSize uint64 `json:"tree_size"`
-	RootHash string `json:"root_hash"`
-	Reason   string `json:"reason"`
+	Stream  string `json:"stream"`
+	Through uint64 `json:"through"` // last sequence that is gone
+	Before  Time   `json:"before"`  // nothing stored at or after this time is gone; null: version 1 did not say
+
+	// The tree over the stream up to Through: how many leaves, the root, and the
+	// roots of the complete subtrees that it consists of, largest first, from which
+	// it can be continued without what is gone. Base64.
+	TreeSize uint64   `json:"tree_size"`
+	RootHash string   `json:"root_hash"`
+	Frontier []string `json:"frontier"` // null: version 1 did not say
+
+	Reason string `json:"reason"`
 }
 
-// PrivacyErased records that data keys were destroyed.
+// PrivacyErased records that data keys are destroyed as of the envelope's time.
 type PrivacyErased struct {
 	DataKeys []string `json:"data_keys"`
 	Reason   string   `json:"reason"`
 }
 
-// HoldSet says that pruning and erasing are stopped, or allowed again.
+// HoldSet says that pruning and erasing what the envelope names (a keyspace, an
+// owner or a key) are stopped, or allowed again.
 type HoldSet struct {
 	Active bool   `json:"active"`
 	Reason string `json:"reason"`
@@ -267,7 +275,7 @@ func (UsageGap) Kind() (string, int)           { return "usage.gap", 1 }
 func (AuditRead) Kind() (string, int)          { return "audit.read", 1 }
 func (AlertRaised) Kind() (string, int)        { return "alert.raised", 1 }
 func (AlertResolved) Kind() (string, int)      { return "alert.resolved", 1 }
-func (UsagePruned) Kind() (string, int)        { return "usage.pruned", 1 }
+func (UsagePruned) Kind() (string, int)        { return "usage.pruned", 2 }
 func (PrivacyErased) Kind() (string, int)      { return "privacy.erased", 1 }
 func (HoldSet) Kind() (string, int)            { return "hold.set", 1 }
 func (ServiceStarted) Kind() (string, int)     { return "service.started", 1 }
