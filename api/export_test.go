@@ -45,8 +45,8 @@ func Conforms(method, path string, status int, header http.Header, body []byte) 
 	for _, err := range found.Errors {
 		wrong = append(wrong, fmt.Sprintf("%s %d: %v", op.OperationID, status, err))
 	}
-	for name := range response.Headers {
-		if header.Get(name) == "" {
+	for name, doc := range response.Headers {
+		if header.Get(name) == "" && !strings.HasPrefix(doc.Description, "Only ") {
 			wrong = append(wrong, fmt.Sprintf("%s %d has no %s", op.OperationID, status, name))
 		}
 	}

@@ -153,7 +153,7 @@ func (a *API) keys() {
 		Operation: huma.Operation{
 			OperationID: "get-key", Method: http.MethodGet, Path: "/v1/keys/{id}", Tags: []string{"Keys"},
 			Summary:     "Show a key",
-			Description: "One key from this node's memory, which always has this node's own writes; last use and use count are those of the read models, as far as they can be reached.",
+			Description: "One key from this node's memory, which always has this node's own writes; last use and use count are those of the read models, as far as they can be reached. With as_of: the key as it was, its uses not told, and Ledger-Sequence the place in LEDGER that the moment is.",
 		},
 		action: domain.KeysRead, read: true,
 	}, a.getKey)
@@ -212,7 +212,7 @@ const extrasTime = 500 * time.Millisecond
 func (a *API) view(ctx context.Context, k *domain.Key) Key {
 	v := queries.ViewOf(k, a.Now())
 	x := a.extra(ctx, k.ID)
-	v.LastUsedAt, v.UseCount = x.LastUsedAt, x.UseCount
+	v.LastUsedAt, v.UseCount = x.LastUsedAt, &x.UseCount
 	a.showLimited(&v, k)
 	return Key(v)
 }
@@ -300,9 +300,17 @@ type keyOutput struct {
 	Body           Key
 }
 
-func (a *API) getKey(ctx context.Context, in *KeyPath) (*keyOutput, error) {
+type getKeyInput struct {
+	KeyPath
+	AsOf string `query:"as_of" doc:"A time, or a sequence of LEDGER: the key as it was then." example:"2026-01-18T12:00:00.000Z"`
+}
+
+func (a *API) getKey(ctx context.Context, in *getKeyInput) (*keyOutput, error) {
 	if err := a.await(ctx, a.Ring.Wait); err != nil {
 		return nil, err
+	}
+	if in.AsOf != "" {
+		return a.keyAsOf(ctx, in.ID, in.AsOf)
 	}
 	sequence := a.Ring.Sequence()
 	k, err := a.key(ctx, in.ID)

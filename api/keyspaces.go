@@ -130,9 +130,17 @@ func (a *API) listKeyspaces(ctx context.Context, _ *struct{}) (*keyspaceList, er
 	return out, nil
 }
 
-type keyspaceOutput struct{ Body Keyspace }
+type keyspaceOutput struct {
+	LedgerSequence string `header:"Ledger-Sequence" doc:"Only with as_of: the place in LEDGER that the moment is."`
+	Body           Keyspace
+}
 
-func (a *API) getKeyspace(ctx context.Context, in *KeyspacePath) (*keyspaceOutput, error) {
+type getKeyspaceInput struct {
+	KeyspacePath
+	AsOf string `query:"as_of" doc:"A time, or a sequence of LEDGER: the document that was in force then." example:"2026-01-18T12:00:00.000Z"`
+}
+
+func (a *API) getKeyspace(ctx context.Context, in *getKeyspaceInput) (*keyspaceOutput, error) {
 	if err := a.await(ctx, a.Ring.Wait); err != nil {
 		return nil, err
 	}
@@ -140,7 +148,10 @@ func (a *API) getKeyspace(ctx context.Context, in *KeyspacePath) (*keyspaceOutpu
 	if err != nil {
 		return nil, err
 	}
-	return &keyspaceOutput{keyspaceView(k)}, nil
+	if in.AsOf != "" {
+		return a.keyspaceAsOf(ctx, in.Keyspace, in.AsOf)
+	}
+	return &keyspaceOutput{Body: keyspaceView(k)}, nil
 }
 
 // keyspace is one that the caller may see.

@@ -105,7 +105,7 @@ func (a *API) keyList() {
 		Operation: huma.Operation{
 			OperationID: "list-keys", Method: http.MethodGet, Path: "/v1/keys", Tags: []string{"Keys"},
 			Summary:     "List keys",
-			Description: "Keys, newest first, from the read models: own writes are there when Min-Sequence asks for them. Root keys are listed where keyspace is keyledger, to operators; deleted keys never are.",
+			Description: "Keys, newest first, from the read models: own writes are there when Min-Sequence asks for them. Root keys are listed where keyspace is keyledger, to operators; deleted keys never are. With as_of: the keys as they were, by the same filters except unused_since and the status rate_limited, their uses not told.",
 		},
 		action: domain.KeysRead, read: true,
 	}, a.listKeys)
@@ -121,6 +121,7 @@ type keyListInput struct {
 	Q             string    `query:"q" doc:"In the name, at the start of the id, or at either end of the shown characters."`
 	UnusedSince   time.Time `query:"unused_since" doc:"Not used since this time, and older than it."`
 	ExpiresBefore time.Time `query:"expires_before" doc:"That expire before this time."`
+	AsOf          string    `query:"as_of" doc:"A time, or a sequence of LEDGER: the keys as they were then. Further pages are of the same moment." example:"2026-01-18T12:00:00.000Z"`
 	Limit         int       `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many in a page."`
 	Cursor        string    `query:"cursor" doc:"The next_cursor of the page before, with the same filters."`
 }
@@ -131,7 +132,10 @@ type KeyPage struct {
 	NextCursor *string `json:"next_cursor" doc:"Where the next page begins; null: this is the last."`
 }
 
-type keyPage struct{ Body KeyPage }
+type keyPage struct {
+	LedgerSequence string `header:"Ledger-Sequence" doc:"Only with as_of: the place in LEDGER that the moment is."`
+	Body           KeyPage
+}
 
 func (a *API) listKeys(ctx context.Context, in *keyListInput) (*keyPage, error) {
 	root := callOf(ctx).authority.Role == domain.Operator
@@ -142,7 +146,10 @@ func (a *API) listKeys(ctx context.Context, in *keyListInput) (*keyPage, error) 
 	if in.Status == "rate_limited" && a.Verifier != nil {
 		limited = a.Verifier.LimitedKeys(in.Keyspace, in.Owner)
 	}
-	out := &keyPage{KeyPage{Keys: []Key{}}}
+	if in.AsOf != "" {
+		return a.keysAsOf(ctx, in)
+	}
+	out := &keyPage{Body: KeyPage{Keys: []Key{}}}
 	err := a.readModel(ctx, projections.Keys{}.Name(), func(ctx context.Context, q *queries.Queries) error {
 		keys, next, err := q.ListKeys(ctx, queries.KeyFilter{
 			Keyspace: in.Keyspace, Owner: in.Owner, Status: in.Status, Limited: limited, Scope: in.Scope, Resource: in.Resource,

@@ -140,9 +140,17 @@ func (a *API) listOwners(ctx context.Context, in *ownerListInput) (*ownerList, e
 	return out, nil
 }
 
-type ownerOutput struct{ Body Owner }
+type ownerOutput struct {
+	LedgerSequence string `header:"Ledger-Sequence" doc:"Only with as_of: the place in LEDGER that the moment is."`
+	Body           Owner
+}
 
-func (a *API) getOwner(ctx context.Context, in *OwnerPath) (*ownerOutput, error) {
+type getOwnerInput struct {
+	OwnerPath
+	AsOf string `query:"as_of" doc:"A time, or a sequence of LEDGER: the owner as it was then." example:"2026-01-18T12:00:00.000Z"`
+}
+
+func (a *API) getOwner(ctx context.Context, in *getOwnerInput) (*ownerOutput, error) {
 	if err := a.await(ctx, a.Ring.Wait); err != nil {
 		return nil, err
 	}
@@ -154,5 +162,8 @@ func (a *API) getOwner(ctx context.Context, in *OwnerPath) (*ownerOutput, error)
 	if o == nil || !callOf(ctx).authority.Reaches(in.Keyspace, in.Owner) {
 		return nil, domain.OwnerNotFound()
 	}
-	return &ownerOutput{a.ownerView(ks, o)}, nil
+	if in.AsOf != "" {
+		return a.ownerAsOf(ctx, in)
+	}
+	return &ownerOutput{Body: a.ownerView(ks, o)}, nil
 }

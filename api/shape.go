@@ -28,7 +28,7 @@ type Key struct {
 	RevokedAt      events.Time       `json:"revoked_at"`
 	RevokeReason   string            `json:"revoke_reason"`
 	LastUsedAt     events.Time       `json:"last_used_at"`
-	UseCount       int64             `json:"use_count"`
+	UseCount       *int64            `json:"use_count" doc:"Admitted requests; null with as_of: LEDGER does not tell it."`
 	Version        uint32            `json:"version" doc:"Counts the facts of this key; also its ETag." example:"1"`
 	Role           string            `json:"role,omitempty" doc:"Of a root key." enum:"operator,verifier,auditor,manager"`
 	For            *events.Reach     `json:"for,omitempty" doc:"What a manager's root key may touch."`

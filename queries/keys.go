@@ -38,7 +38,7 @@ type KeyView struct {
 	RevokedAt      events.Time       `json:"revoked_at"`
 	RevokeReason   string            `json:"revoke_reason"`
 	LastUsedAt     events.Time       `json:"last_used_at"`
-	UseCount       int64             `json:"use_count"`
+	UseCount       *int64            `json:"use_count"` // null: of a past moment, which LEDGER does not tell
 	Version        uint32            `json:"version"`
 	Role           string            `json:"role,omitempty"` // of a root key
 	For            *events.Reach     `json:"for,omitempty"`  // of a manager's root key
@@ -54,6 +54,7 @@ func ViewOf(k *domain.Key, now time.Time) KeyView {
 		AllowedOrigins: k.AllowedOrigins, AllowedIPs: k.AllowedIPs,
 		CreatedAt: k.CreatedAt, CreatedBy: k.CreatedBy, ExpiresAt: k.ExpiresAt,
 		GraceUntil: k.GraceUntil(at), Version: k.Version, Role: k.Role, For: k.For,
+		UseCount: new(int64(0)),
 	}
 	if m := k.More; m != nil {
 		v.Meta, v.RotatedAt, v.RevokedAt, v.RevokeReason = m.Meta, m.RotatedAt, m.RevokedAt, m.RevokeReason
@@ -126,7 +127,8 @@ type KeyFilter struct {
 	Q             string      // in the name, or at the start of the id or of the shown characters, or at their end
 	UnusedSince   events.Time // not used since then, and older than that
 	ExpiresBefore events.Time
-	Limit         int // 0: DefaultLimit
+	AsOf          string // as it was asked for; of a list of the past alone
+	Limit         int    // 0: DefaultLimit
 	Cursor        string
 }
 

@@ -41,7 +41,7 @@ type keyView struct {
 	RevokedAt      events.Time       `json:"revoked_at"`
 	RevokeReason   string            `json:"revoke_reason"`
 	LastUsedAt     events.Time       `json:"last_used_at"`
-	UseCount       int64             `json:"use_count"`
+	UseCount       *int64            `json:"use_count"` // nil: not known, of a past moment
 	Version        uint64            `json:"version"`
 	Role           string            `json:"role"` // of a root key
 }
@@ -299,12 +299,20 @@ func (a *app) printKey(k keyView, r *answer) error {
 	add("grace until", a.when(k.GraceUntil))
 	add("revoked", a.when(k.RevokedAt))
 	add("revoke reason", k.RevokeReason)
-	f = append(f, [2]string{"last used", a.when(k.LastUsedAt)}, [2]string{"uses", strconv.FormatInt(k.UseCount, 10)})
+	f = append(f, [2]string{"last used", a.when(k.LastUsedAt)}, [2]string{"uses", countText(k.UseCount)})
 	add("version", strconv.FormatUint(k.Version, 10))
 	if r != nil {
 		add("ledger sequence", r.header.Get("Ledger-Sequence"))
 	}
 	return a.fields(f)
+}
+
+// countText is a count, - where it is not known.
+func countText(n *int64) string {
+	if n == nil {
+		return "-"
+	}
+	return strconv.FormatInt(*n, 10)
 }
 
 // actorText reads an actor: an id, or {type, id}.
@@ -343,7 +351,7 @@ func (a *app) printKeys(keys []keyView) error {
 	rows := make([][]string, len(keys))
 	for i, k := range keys {
 		rows[i] = []string{
-			k.ID, orDash(k.Name), k.Status, a.when(k.LastUsedAt), strconv.FormatInt(k.UseCount, 10), orDash(k.Keyspace), orDash(k.Owner),
+			k.ID, orDash(k.Name), k.Status, a.when(k.LastUsedAt), countText(k.UseCount), orDash(k.Keyspace), orDash(k.Owner),
 			orDash(k.Environment), orDash(k.Display), a.when(k.ExpiresAt), a.when(k.CreatedAt),
 		}
 	}

@@ -51,6 +51,7 @@ type Ring struct {
 	deciding sync.RWMutex
 	applied  uint64 // of the last record applied
 	rootLast uint64 // of the last record in the keyspace of root keys
+	times    times  // of all records applied
 
 	ready   chan struct{}
 	isReady bool // owned by the applying goroutine
@@ -230,6 +231,7 @@ func (r *Ring) apply(rec events.Record) {
 	defer r.deciding.Unlock()
 	r.applied = rec.Sequence
 	e := &rec.Event
+	r.times.add(rec.Sequence, e.Time)
 	if e.Keyspace == events.RootKeyspace {
 		r.rootLast = rec.Sequence
 	}
