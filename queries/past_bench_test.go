@@ -60,6 +60,18 @@ func BenchmarkAsOf(b *testing.B) {
 				}
 			}
 		})
+		// What folding the stream itself takes, for comparison.
+		b.Run(where.name+"/all of the stream", func(b *testing.B) {
+			for b.Loop() {
+				states := map[string]*domain.Key{}
+				for r, err := range p.l.Read(b.Context(), events.Ledger, 1, where.at) {
+					if err != nil {
+						b.Fatal(err)
+					}
+					states[r.Event.Key] = domain.Evolve(domain.State{Key: states[r.Event.Key]}, r).Key
+				}
+			}
+		})
 		b.Run(where.name+"/page", func(b *testing.B) {
 			for b.Loop() {
 				m, err := p.At(b.Context(), "as_of", fmt.Sprint(where.at), time.Now())
