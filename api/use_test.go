@@ -329,7 +329,7 @@ func TestReadModels(t *testing.T) {
 	}
 	s.refused(s.do("GET", "/v1/keys?owner=org_2", manager, ""), 404, "OWNER_NOT_FOUND")
 	s.refused(s.do("GET", "/v1/keys?keyspace=keyledger", manager, ""), 404, "KEYSPACE_NOT_FOUND")
-	for _, bad := range []string{"cursor=AAAA", "limit=0", "limit=x", "status=eaten", "as_of=1", "unused_since=yesterday"} {
+	for _, bad := range []string{"cursor=AAAA", "limit=0", "limit=x", "status=eaten", "as_of=then", "unused_since=yesterday"} {
 		s.refused(s.do("GET", "/v1/keys?"+bad, s.root, ""), 422, "INVALID")
 	}
 	s.refused(s.do("GET", "/v1/keys", s.root, "", "Min-Sequence", "soon"), 400, "")

@@ -392,7 +392,9 @@ func (p *Past) ActiveKeys(ctx context.Context, keyspace, owner string, at Moment
 		if err != nil {
 			return 0, err
 		}
-		if id := r.Event.Key; id != "" {
+		// A fact about another owner's key is void here, too.
+		id := r.Event.Key
+		if k := p.ring.Key(id); k != nil && k.Keyspace == keyspace && k.Owner == owner {
 			states[id] = domain.Evolve(states[id], r)
 		}
 	}
