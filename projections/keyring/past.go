@@ -58,8 +58,8 @@ func (r *Ring) LatestTo(sequence uint64) events.Time {
 	return latest
 }
 
-// All are the keys of a keyspace and, unless it is empty, an owner, in no order,
-// deleted ones included. An empty keyspace is every one but that of root keys.
+// All are the keys of a keyspace and, unless it is empty, an owner, in order of
+// creation, deleted ones included. An empty keyspace is every one but that of root keys.
 func (r *Ring) All(keyspace, owner string) iter.Seq[*domain.Key] {
 	return func(yield func(*domain.Key) bool) {
 		emit := func(k *domain.Key) bool {
@@ -76,30 +76,17 @@ func (r *Ring) All(keyspace, owner string) iter.Seq[*domain.Key] {
 			}
 			return
 		}
-		var entries []*entry
-		for i := range r.shards {
-			s := &r.shards[i]
-			entries = entries[:0]
-			s.mu.RLock()
-			for _, at := range s.ids {
-				entries = append(entries, at)
-			}
-			s.mu.RUnlock()
-			for _, at := range entries {
-				if !emit(at.key.Load()) {
+		rows := r.entries.rows.Load()
+		if rows == nil {
+			return
+		}
+		for _, row := range *rows {
+			for i := range row {
+				// Entries are added in order: behind the last one there is none.
+				k := row[i].key.Load()
+				if k == nil || !emit(k) {
 					return
 				}
-			}
-		}
-		r.mu.Lock()
-		entries = entries[:0]
-		for _, at := range r.alike {
-			entries = append(entries, at)
-		}
-		r.mu.Unlock()
-		for _, at := range entries {
-			if !emit(at.key.Load()) {
-				return
 			}
 		}
 	}
