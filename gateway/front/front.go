@@ -46,7 +46,8 @@ type Config struct {
 	// for the header of a request. Default 10s.
 	HeaderTimeout time.Duration `yaml:"header_timeout,omitempty" json:"header_timeout,omitzero"`
 
-	// IdleTimeout is how long a connection may wait for its next request. Default 2m.
+	// IdleTimeout is how long a connection may wait for its next request, where a
+	// handler has a short way up to an eighth longer. Default 2m.
 	IdleTimeout time.Duration `yaml:"idle_timeout,omitempty" json:"idle_timeout,omitzero"`
 
 	// BodyTimeout is how long a client may pause while it sends a body. It bounds
