@@ -112,6 +112,11 @@ type book struct {
 	flushed *page // the newest page handed to the writer
 	writing int   // facts of the page that is being written
 	lost    int   // facts of pages that will not be written
+
+	// Of an urgent page, see share.
+	enough  int           // so many facts are its share
+	patient time.Duration // or so long after the last page was written, or it has begun, it goes without
+	freed   time.Time     // when the last page was written
 }
 
 // chunkSize is how much memory is taken for uses at a time.
@@ -305,7 +310,7 @@ func (p *Pages) addUse(keyspace string, use *wal.Buffer, urgent bool) (*page, er
 		return nil, err
 	}
 	pg.add(p, use.Plain)
-	wake := pg.grow(p, in, urgent)
+	wake := pg.grow(p, in, urgent, b.enough)
 	b.mu.Unlock()
 	if wake {
 		b.poke()
@@ -332,11 +337,11 @@ func (p *Pages) open(b *book, full, urgent bool) (*page, error) {
 
 // grow notes what was added, and says whether the writer has to know. The book's
 // mu is held.
-func (pg *page) grow(p *Pages, in wal.Ref, urgent bool) (wake bool) {
+func (pg *page) grow(p *Pages, in wal.Ref, urgent bool, enough int) (wake bool) {
 	pg.keep(in)
 	before := pg.bytes
 	pg.bytes += lineBytes
-	wake = before == 0 || urgent && !pg.urgent || before < p.o.MaxBytes && pg.bytes >= p.o.MaxBytes
+	wake = before == 0 || urgent && (!pg.urgent || pg.count() == enough) || before < p.o.MaxBytes && pg.bytes >= p.o.MaxBytes
 	pg.urgent = pg.urgent || urgent
 	return wake
 }
@@ -396,7 +401,7 @@ func (p *Pages) add(e events.Envelope, in wal.Ref, urgent bool) (*page, error) {
 	pg.facts, pg.after = append(pg.facts, e), append(pg.after, pg.uses)
 	pg.held += heldBytes
 	p.held.Add(heldBytes)
-	wake := pg.grow(p, in, urgent)
+	wake := pg.grow(p, in, urgent, b.enough)
 	b.mu.Unlock()
 	if wake {
 		b.poke()
@@ -542,7 +547,13 @@ func (p *Pages) write(b *book) {
 		ready := false
 		if pg != nil {
 			left = p.o.Within - time.Since(pg.first)
-			ready = pg.urgent || b.closed || pg.bytes >= p.o.MaxBytes || left <= 0
+			if pg.urgent {
+				left = 0
+				if pg.count() < b.enough {
+					left = b.patient - min(time.Since(pg.first), time.Since(b.freed))
+				}
+			}
+			ready = b.closed || pg.bytes >= p.o.MaxBytes || left <= 0
 		}
 		var declared gap
 		if ready {
@@ -553,6 +564,7 @@ func (p *Pages) write(b *book) {
 
 		switch {
 		case ready:
+			began := time.Now()
 			if !p.writePage(b, pg, declared) {
 				b.fail(pg, declared)
 				return
@@ -560,6 +572,7 @@ func (p *Pages) write(b *book) {
 			p.release(pg, declared)
 			b.mu.Lock()
 			b.writing = 0
+			b.share(pg, began)
 			b.mu.Unlock()
 			pg.free(p)
 			close(pg.done)
@@ -581,6 +594,24 @@ func (p *Pages) write(b *book) {
 		}
 	}
 }
+
+// share says what the next urgent page waits for, now that one is written. Those who
+// are answered by it come again soon: if the next page went out with the few who came
+// meanwhile, all others would wait for that one, and large and small pages would take
+// turns, with nothing to do during the small ones. So it waits until it has half of
+// both; alone, it does not wait. The book's mu is held.
+func (b *book) share(written *page, began time.Time) {
+	b.freed = time.Now()
+	b.patient = min(b.freed.Sub(began), maxPatience)
+	b.enough = written.count()
+	if b.open != nil {
+		b.enough += b.open.count()
+	}
+	b.enough /= 2
+}
+
+// maxPatience is how long an urgent page waits for its share at most.
+const maxPatience = time.Millisecond
 
 // fail answers those who wait for pages that will not be written any more.
 func (b *book) fail(pg *page, declared gap) {
