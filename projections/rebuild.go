@@ -35,14 +35,14 @@ type RebuildResult struct {
 	Switched    bool   `json:"switched"`    // the rebuilt tables are live now
 }
 
-// Rebuild builds a projection from the first record of its stream in tables
-// beside the live ones, compares both at the live one's position, and switches.
+// Rebuild builds a projection from the first record of its stream, or from the
+// baseline that was kept when its beginning was pruned, in tables beside the live ones, compares both at the live one's position, and switches.
 // Everything is served meanwhile; the live projection is held for the comparison
 // alone. progress gets messages read and to be read; it may be nil.
 //
 // It may run in another process than the one that follows. It fails, and
 // changes nothing, when another rebuild of the same projection is running, when
-// the beginning of the stream was pruned, or at a record that cannot be applied.
+// there is no baseline of what was pruned, or at a record that cannot be applied.
 func (r *Runner) Rebuild(ctx context.Context, name string, progress func(done, total uint64)) (RebuildResult, error) {
 	return r.rebuild(ctx, name, progress, true)
 }
@@ -95,9 +95,6 @@ func (b *rebuilding) run(ctx context.Context, change bool) (result RebuildResult
 	if err != nil {
 		return result, err
 	}
-	if first > 1 {
-		return result, fmt.Errorf("%s begins at sequence %d, what was before was pruned and cannot be built again", b.p.Stream(), first)
-	}
 	if err := b.makeTables(ctx); err != nil {
 		return result, err
 	}
@@ -106,6 +103,11 @@ func (b *rebuilding) run(ctx context.Context, change bool) (result RebuildResult
 			err = dropErr
 		}
 	}()
+	if first > 1 {
+		if err := b.restoreBaseline(ctx, first); err != nil {
+			return result, err
+		}
+	}
 	if err := b.fill(ctx); err != nil {
 		return result, err
 	}
@@ -147,40 +149,14 @@ func (b *rebuilding) makeTables(ctx context.Context) error {
 	return nil
 }
 
-// makeTable makes a table like the live one, with what LIKE leaves out, and puts
-// off the indexes that filling it does not need.
+// makeTable makes a table like the live one and puts off the indexes that filling
+// it does not need.
 func (b *rebuilding) makeTable(ctx context.Context, t Table) error {
-	var options []string
-	var comment *string
-	if err := b.conn.QueryRow(ctx, `select coalesce(reloptions, '{}'), obj_description(oid, 'pg_class') from pg_class where oid = ('keyledger.' || $1)::regclass`, t.Name).Scan(&options, &comment); err != nil {
-		return err
-	}
-	statements := []string{fmt.Sprintf(`create table keyledger_rebuild.%[1]s (like keyledger.%[1]s including all excluding indexes)`, t.Name)}
-	if len(options) > 0 {
-		statements = append(statements, fmt.Sprintf(`alter table keyledger_rebuild.%s set (%s)`, t.Name, strings.Join(options, ", ")))
-	}
-	if comment != nil {
-		statements = append(statements, fmt.Sprintf(`comment on table keyledger_rebuild.%s is '%s'`, t.Name, strings.ReplaceAll(*comment, "'", "''")))
-	}
-	rows, err := b.conn.Query(ctx, `select i.indisprimary, case when i.indisprimary
-			then 'alter table keyledger_rebuild.' || $1 || ' add constraint ' || quote_ident(c.conname) || ' ' || pg_get_constraintdef(c.oid)
-			else replace(pg_get_indexdef(i.indexrelid), ' ON keyledger.', ' ON keyledger_rebuild.') end
-		from pg_index i left join pg_constraint c on c.conindid = i.indexrelid where i.indrelid = ('keyledger.' || $1)::regclass`, t.Name)
+	statements, later, err := likeLive(ctx, b.conn, "keyledger_rebuild", t)
 	if err != nil {
 		return err
 	}
-	var primary bool
-	var definition string
-	if _, err := pgx.ForEachRow(rows, []any{&primary, &definition}, func() error {
-		if primary || !t.ByKeyAlone {
-			statements = append(statements, definition)
-		} else {
-			b.later = append(b.later, definition)
-		}
-		return nil
-	}); err != nil {
-		return err
-	}
+	b.later = append(b.later, later...)
 	for _, s := range statements {
 		if _, err := b.conn.Exec(ctx, s); err != nil {
 			return err
@@ -210,6 +186,9 @@ func (b *rebuilding) fill(ctx context.Context) error {
 		live, err := livePosition(ctx, b.conn, b.p.Name(), "")
 		if err != nil {
 			return err
+		}
+		if live.sequence < b.at.sequence {
+			return fmt.Errorf("the projection stands at sequence %d, before its baseline at %d: wait until it has read what is left of %s", live.sequence, b.at.sequence, b.p.Stream())
 		}
 		if live.sequence <= b.at.sequence+nearEnough && (b.at.sequence > 0 || live.sequence == 0) {
 			return nil

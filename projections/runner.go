@@ -192,6 +192,11 @@ func (f *follower) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if at == 0 {
+		if at, err = f.beginLate(ctx, conn); err != nil {
+			return err
+		}
+	}
 	f.set(func() { f.leading, f.state, f.err, f.at = true, Running, nil, at })
 	for batch, err := range f.ledger.FollowBatches(ctx, f.p.Stream(), at, batchRecords, batchWithin) {
 		if err != nil {
@@ -222,6 +227,43 @@ func openPosition(ctx context.Context, conn *pgx.Conn, p Projection) (uint64, er
 		on conflict (name) do update set state = 'running', error = '', failed_at = null
 		returning sequence`, p.Name(), p.Stream()).Scan(&at)
 	return uint64(at), err
+}
+
+// beginLate is for a projection that has read nothing of a stream whose front is
+// gone. It begins with the baseline where there is one, as in a database that was
+// lost but for that; else it notes from where it begins, because a rebuild has to
+// begin there too.
+func (f *follower) beginLate(ctx context.Context, conn *pgx.Conn) (uint64, error) {
+	first, err := f.ledger.First(ctx, f.p.Stream())
+	if err != nil || first == 1 {
+		return 0, err
+	}
+	at, found, err := baseline(ctx, conn, f.p.Name())
+	if err != nil || found && at.sequence+1 < first {
+		return 0, err
+	}
+	if !found {
+		_, err = beginBaseline(ctx, conn, f.p, first-1)
+		return 0, err
+	}
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	tag, err := tx.Exec(ctx, `update keyledger.positions set sequence = $2, event_id = $3, moved_at = now() where name = $1 and sequence = 0`, f.p.Name(), int64(at.sequence), at.eventID)
+	if err != nil {
+		return 0, err
+	}
+	if tag.RowsAffected() == 0 {
+		return 0, errStandby
+	}
+	for _, t := range f.p.Tables() {
+		if _, err := tx.Exec(ctx, fmt.Sprintf(`insert into keyledger.%[1]s select * from keyledger_baseline.%[1]s`, t.Name)); err != nil {
+			return 0, err
+		}
+	}
+	return at.sequence, tx.Commit(ctx)
 }
 
 // readError tells a record that this program cannot read from a server that
