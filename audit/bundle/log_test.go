@@ -1,0 +1,267 @@
+package bundle_test
+
+import (
+	"bytes"
+	"crypto/rand"
+	"flag"
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/audit/bundle"
+	"github.com/keyledger/keyledger/events"
+)
+
+var begin = time.Date(2026, 1, 18, 12, 0, 0, 0, time.UTC)
+
+// log is an audit log in memory that signs.
+type log struct {
+	name     string
+	signer   note.Signer
+	verifier note.Verifier
+	key      string
+	records  map[string][]events.Record
+	next     int // event
+}
+
+func newLog(t testing.TB, name string) *log {
+	t.Helper()
+	private, public, err := note.GenerateKey(rand.Reader, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &log{name: name, key: public, records: map[string][]events.Record{}}
+	if l.signer, err = note.NewSigner(private); err != nil {
+		t.Fatal(err)
+	}
+	if l.verifier, err = note.NewVerifier(public); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// event is one about somebody, a second after the one before.
+func (l *log) event(data events.Payload, keyspace, owner, key string) events.Envelope {
+	e := events.New(data, begin.Add(time.Duration(l.next)*time.Second))
+	l.next++
+	e.Keyspace, e.Owner, e.Key = keyspace, owner, key
+	e.Actor, e.Via = events.Actor{Type: "root_key", ID: "key_0"}, "api"
+	return e
+}
+
+func (l *log) add(t testing.TB, stream, subject string, list ...events.Envelope) events.Record {
+	t.Helper()
+	var sequence uint64 = 1
+	if n := len(l.records[stream]); n > 0 {
+		sequence = l.records[stream][n-1].Sequence + 1
+	}
+	var r events.Record
+	for i, e := range list {
+		body, err := events.Encode(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r = events.Record{Stream: stream, Sequence: sequence, Line: i, Subject: subject, Body: body, Event: e}
+		l.records[stream] = append(l.records[stream], r)
+	}
+	return r
+}
+
+// fill adds n events of every stream: owners org_0 to org_2 with two keys each in two
+// keyspaces, pages of three uses.
+func (l *log) fill(t testing.TB, n int) {
+	t.Helper()
+	for i := range n {
+		keyspace, owner, key := fmt.Sprintf("space-%d", i%2), fmt.Sprintf("org_%d", i%3), fmt.Sprintf("key_%d_%d", i%3, i%4/2)
+		revoked := l.event(events.KeyRevoked{Reason: "<leaked> \u2028 \"it\""}, keyspace, owner, key)
+		revoked.KeyVersion = uint64(i + 1)
+		l.add(t, events.Ledger, events.Subject(keyspace, owner, key), revoked)
+		l.add(t, events.Feed, events.FeedSubject(revoked), revoked)
+		var page []events.Envelope
+		for j := range 3 {
+			page = append(page, l.event(events.KeyUsed{Decision: fmt.Sprint("dec_", i, j), Method: "GET", Endpoint: "/v1/things", Status: new(200), Environment: "live", Secret: "current", Node: "node_1"},
+				keyspace, owner, fmt.Sprintf("key_%d_%d", i%3, j%2)))
+		}
+		l.add(t, events.Usage, "usage."+keyspace+".node_1", page...)
+		if i%4 == 0 {
+			read := l.event(events.AuditRead{What: "events", Filter: map[string]string{}}, keyspace, owner, "")
+			l.add(t, events.Ops, events.OpsSubject(read), read)
+		}
+	}
+}
+
+// hashes is the storage of a tree.
+type hashes []tlog.Hash
+
+func (h hashes) ReadHashes(indexes []int64) ([]tlog.Hash, error) {
+	list := make([]tlog.Hash, len(indexes))
+	for i, x := range indexes {
+		list[i] = h[x]
+	}
+	return list, nil
+}
+
+func grow(t testing.TB, leaves []tlog.Hash) (hashes, audit.Tree) {
+	t.Helper()
+	var h hashes
+	for i, leaf := range leaves {
+		more, err := tlog.StoredHashesForRecordHash(int64(i), leaf, h)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h = append(h, more...)
+	}
+	root, err := tlog.TreeHash(int64(len(leaves)), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, audit.Tree{Size: int64(len(leaves)), Root: root}
+}
+
+func (l *log) tree(t testing.TB, stream string) audit.Tree {
+	t.Helper()
+	var leaves []tlog.Hash
+	for i := range l.records[stream] {
+		leaf := audit.LeafOf(&l.records[stream][i])
+		leaves = append(leaves, leaf.Hash())
+	}
+	_, tree := grow(t, leaves)
+	return tree
+}
+
+func (l *log) sign(t testing.TB, c audit.Checkpoint) string {
+	t.Helper()
+	signed, err := audit.Sign(c, l.signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(signed)
+}
+
+// parts is the signed tree of a stream's parts, and what shows how a scope stands
+// in it.
+func (l *log) parts(t testing.TB, stream string, of audit.Tree, scope audit.Scope) (signed, text string, count int64) {
+	t.Helper()
+	byID := map[audit.ScopeID]*audit.Part{}
+	for i := range l.records[stream] {
+		leaf := audit.LeafOf(&l.records[stream][i])
+		for _, s := range leaf.Scopes() {
+			if byID[s.ID()] == nil {
+				byID[s.ID()] = &audit.Part{Scope: s.ID()}
+			}
+			byID[s.ID()].Add(leaf.Hash())
+		}
+	}
+	var parts []audit.Part
+	for _, p := range byID {
+		parts = append(parts, *p)
+	}
+	audit.SortParts(parts)
+	var leaves []tlog.Hash
+	for i := range parts {
+		leaves = append(leaves, parts[i].Hash())
+	}
+	stored, tree := grow(t, leaves)
+	signed = l.sign(t, audit.Checkpoint{Origin: audit.PartsOrigin(l.name, stream), Tree: tree, Of: &of})
+	id := scope.ID()
+	at, found := slices.BinarySearchFunc(parts, id, func(p audit.Part, id audit.ScopeID) int { return bytes.Compare(p.Scope[:], id[:]) })
+	wanted := []int{at - 1, at}
+	if found {
+		wanted, count = []int{at}, parts[at].Count
+	}
+	var proofs []bundle.PartProof
+	for _, i := range wanted {
+		if i < 0 || i >= len(parts) {
+			continue
+		}
+		proof, err := tlog.ProveRecord(tree.Size, int64(i), stored)
+		if err != nil {
+			t.Fatal(err)
+		}
+		proofs = append(proofs, bundle.PartProof{Part: parts[i], Index: int64(i), Hashes: proof})
+	}
+	return signed, bundle.PartText(proofs...), count
+}
+
+// head makes an export: its event, and everything that is signed.
+func (l *log) head(t testing.TB, scope bundle.Scope, from, to events.Time) bundle.Head {
+	t.Helper()
+	h := bundle.Head{Keys: []string{l.key}, Policy: "log " + l.key + "\nquorum none\n"}
+	h.Manifest = bundle.Manifest{Format: bundle.Format, Log: l.name, Scope: scope, From: from, To: to, Program: "test"}
+	m := &h.Manifest
+	for _, stream := range audit.Streams {
+		s := bundle.Stream{Stream: stream}
+		if stream != events.Ops {
+			s = l.described(t, stream)
+		}
+		m.Streams = append(m.Streams, s)
+	}
+	e := l.event(events.AuditRead{What: bundle.What, Filter: m.Filter()}, scope.Keyspace, scope.Owner, scope.Key)
+	r := l.add(t, events.Ops, events.OpsSubject(e), e)
+	m.Exported = bundle.Exported{Sequence: r.Sequence, Time: e.Time, Actor: e.Actor}
+	h.Event = string(r.Body)
+	m.Streams[slices.Index(audit.Streams, events.Ops)] = l.described(t, events.Ops)
+	for i := range m.Streams {
+		s := &m.Streams[i]
+		tree, err := s.Tree()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := bundle.StreamProof{Checkpoint: l.sign(t, audit.Checkpoint{Origin: audit.Origin(l.name, s.Stream), Tree: tree})}
+		s.Leaves = s.Size
+		if part, ok := scope.Part(); ok {
+			p.Parts, p.Part, s.Leaves = l.parts(t, s.Stream, tree, part)
+		}
+		h.Proofs = append(h.Proofs, p)
+	}
+	return h
+}
+
+func (l *log) described(t testing.TB, stream string) bundle.Stream {
+	t.Helper()
+	tree := l.tree(t, stream)
+	s := bundle.Stream{Stream: stream, Size: tree.Size, Root: tree.Root.String()}
+	if n := len(l.records[stream]); n > 0 {
+		s.Last = l.records[stream][n-1].Sequence
+	}
+	return s
+}
+
+// pack writes a bundle with the log's events.
+func (l *log) pack(t testing.TB, h bundle.Head) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w, err := bundle.NewWriter(&b, h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	scope, isPart := h.Manifest.Scope.Part()
+	for _, stream := range audit.Streams {
+		for i := range l.records[stream] {
+			r := &l.records[stream][i]
+			leaf := audit.LeafOf(r)
+			if isPart && !scope.Holds(&leaf) {
+				continue
+			}
+			if err := w.Leaf(&leaf, r.Body); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func (l *log) export(t testing.TB, scope bundle.Scope, from, to events.Time) []byte {
+	t.Helper()
+	return l.pack(t, l.head(t, scope, from, to))
+}
+
+var many = flag.Int("bundle.events", 20_000, "events in the bundle of BenchmarkVerify")
