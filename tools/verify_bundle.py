@@ -197,6 +197,29 @@ def included(leaf, index, size, proof, root):
     return sn == 0 and r == root
 
 
+def contains(old, n, new, m, proof):
+    """RFC 9162, section 2.1.4.2: the tree of n leaves is the beginning of that of m."""
+    if n == m or n == 0:
+        return not proof and (old, n) in ((new, m), (sha256(b""), 0))
+    proof = ([old] if n & (n - 1) == 0 else []) + proof
+    if n > m or not proof:
+        return False
+    fn, sn, fr, sr = n - 1, m - 1, proof[0], proof[0]
+    while fn & 1:
+        fn, sn = fn >> 1, sn >> 1
+    for c in proof[1:]:
+        if sn == 0:
+            return False
+        if fn & 1 or fn == sn:
+            fr, sr = node(c, fr), node(c, sr)
+            while not fn & 1 and fn:
+                fn, sn = fn >> 1, sn >> 1
+        else:
+            sr = node(sr, c)
+        fn, sn = fn >> 1, sn >> 1
+    return sn == 0 and (fr, sr) == (old, new)
+
+
 # ---- the archive: gzip, then tar; links, folders, devices and odd names are refused
 
 FRAME = bytes.fromhex("1f8b08040000000000ff2800") + b"KL\x24\0"
@@ -358,16 +381,19 @@ class Bundle:
     def stream(self, s):
         name, low, log = s["stream"], s["stream"].lower() + "/", self.m["log"]
         cp = self.next(low + "checkpoint.txt")
-        size, root, of = checkpoint(cp, log + "/" + low[:-1], self.keys, low + "checkpoint.txt")
-        root64 = base64.b64encode(root).decode()
-        need((size, root64, of) == (s["size"], s["root"], None), "it is not of the export's tree: an older, a newer or another log's", low + "checkpoint.txt")
+        size, signed, of = checkpoint(cp, log + "/" + low[:-1], self.keys, low + "checkpoint.txt")
+        part, mine = any(self.scope), (s["size"], s["root"])
+        need(not of and (part or (size, base64.b64encode(signed).decode()) == mine), "it is not of the export's tree: an older, a newer or another log's", low + "checkpoint.txt")
+        if part:
+            hashes = self.next(low + "consistency.txt").decode()
+            need(re.fullmatch(r"([A-Za-z0-9+/]{43}=\n){0,128}", hashes), "it is not a proof of consistency", low + "consistency.txt")
+            need(contains(base64.b64decode(s["root"]), s["size"], signed, size, [base64.b64decode(h) for h in hashes.split()]), "the signed tree does not contain the export's", low + "consistency.txt")
         if self.policy is not None:
             policy_check(self.policy, cp, low + "checkpoint.txt")
-        part = any(self.scope)
         if part:
-            count, chain = self.part(low, log, (str(size), root64))
+            count, chain = self.part(low, log, (str(s["size"]), s["root"]))
             need(count == s["leaves"], "the log has %d events of the part, the manifest says %d" % (count, s["leaves"]), low + "part.txt")
-        need(part or s["leaves"] == size, "the tree has %d events, the manifest says %d" % (size, s["leaves"]), "manifest.json")
+        need(part or s["leaves"] == s["size"], "the tree has %d events, the manifest says %d" % (size, s["leaves"]), "manifest.json")
         tree, link, last, left, bodies, n = Tree(), bytes(32), None, s["leaves"], 0, 0
         while left > 0:
             n += 1
@@ -408,10 +434,10 @@ class Bundle:
         if part:
             need(link == chain, "the events are not those whose chain is signed", low + "part.txt")
         else:
-            need(tree.root() == root, "the events do not add up to the signed root", low + "checkpoint.txt")
+            need(tree.root() == signed, "the events do not add up to the signed root", low + "checkpoint.txt")
         end = last[0] if last else 0
-        need(end <= s["last"] and (part and size or end == s["last"]), "its last event is not the one that the export's event names", low)
-        return name, size, s["leaves"], bodies
+        need(end <= s["last"] and (part and s["size"] or end == s["last"]), "its last event is not the one that the export's event names", low)
+        return name, s["size"], s["leaves"], bodies
 
     def part(self, low, log, of):
         """Count and chain of the scope's events, (0, zeros) where there are none."""

@@ -10,6 +10,7 @@
 //	export.ndjson                   the event on OPS that records this export
 //	keys.txt  policy.txt            the log's keys, and whose signatures it asks for
 //	ledger/checkpoint.txt           the signed tree of the stream
+//	ledger/consistency.txt          of a part: that this tree contains the export's
 //	ledger/parts.txt  part.txt      of a part: the signed tree of parts, and its place in it
 //	ledger/000001.leaves.txt        one leaf per line, see [AppendLine]
 //	ledger/000001.events.ndjson     the stored bytes of each, one per line
@@ -24,7 +25,7 @@
 // What it proves. The export is itself an event in the log: it names what was asked
 // for and the size and root of every tree at that moment. OPS holds that event, and
 // its checkpoint is signed; the other checkpoints must be of exactly the trees that
-// the event names. Of a whole stream, root and size follow from the leaves. Of a
+// the event names, or, of a part, contain them. Of a whole stream, root and size follow from the leaves. Of a
 // part, count and chain do, which stand in a tree of parts that is signed together
 // with the tree it is of; or the two neighbours between which the part would stand
 // show that there is none. Inclusion proofs for each event of a part would add
@@ -220,9 +221,11 @@ type Head struct {
 
 // StreamProof is what is signed about one stream.
 type StreamProof struct {
-	Checkpoint string `json:"checkpoint"`      // signed
-	Parts      string `json:"parts,omitempty"` // of a part: the signed checkpoint of the tree of parts
-	Part       string `json:"part,omitempty"`  // likewise: see [PartText]
+	Checkpoint string `json:"checkpoint"` // signed
+	// Of a part. Its tree may be smaller than the checkpoint's, which contains it then.
+	Consistency string `json:"consistency,omitempty"` // see [ConsistencyText]
+	Parts       string `json:"parts,omitempty"`       // the signed checkpoint of the tree of parts
+	Part        string `json:"part,omitempty"`        // see [PartText]
 }
 
 // AppendLine writes a leaf as one line of eight words, whose order is the leaf's:
@@ -332,6 +335,29 @@ func PartText(proofs ...PartProof) string {
 	return string(b)
 }
 
+// ConsistencyText writes a proof of consistency: its hashes in base64, a line each.
+func ConsistencyText(p tlog.TreeProof) string {
+	var b []byte
+	for _, h := range p {
+		b = fmt.Appendf(b, "%s\n", h)
+	}
+	return string(b)
+}
+
+func parseConsistencyText(text string) (p tlog.TreeProof, err error) {
+	for line := range strings.Lines(text) {
+		h, err := tlog.ParseHash(strings.TrimSuffix(line, "\n"))
+		if err != nil || len(p) > 128 {
+			return nil, errors.New("it is not the hashes of one")
+		}
+		p = append(p, h)
+	}
+	if ConsistencyText(p) != text {
+		return nil, errors.New("it is not written as one is")
+	}
+	return p, nil
+}
+
 // parsePartText reads what PartText wrote, and nothing else.
 func parsePartText(text string) ([]PartProof, error) {
 	var proofs []PartProof
@@ -380,8 +406,11 @@ const (
 )
 
 func checkpointName(stream string) string { return strings.ToLower(stream) + "/checkpoint.txt" }
-func partsName(stream string) string      { return strings.ToLower(stream) + "/parts.txt" }
-func partName(stream string) string       { return strings.ToLower(stream) + "/part.txt" }
+func consistencyName(stream string) string {
+	return strings.ToLower(stream) + "/consistency.txt"
+}
+func partsName(stream string) string { return strings.ToLower(stream) + "/parts.txt" }
+func partName(stream string) string  { return strings.ToLower(stream) + "/part.txt" }
 func leavesName(stream string, n int) string {
 	return fmt.Sprintf("%s/%06d.leaves.txt", strings.ToLower(stream), n)
 }

@@ -123,15 +123,14 @@ func grow(t testing.TB, leaves []tlog.Hash) (hashes, audit.Tree) {
 	return h, audit.Tree{Size: int64(len(leaves)), Root: root}
 }
 
-func (l *log) tree(t testing.TB, stream string) audit.Tree {
+func (l *log) tree(t testing.TB, stream string) (hashes, audit.Tree) {
 	t.Helper()
 	var leaves []tlog.Hash
 	for i := range l.records[stream] {
 		leaf := audit.LeafOf(&l.records[stream][i])
 		leaves = append(leaves, leaf.Hash())
 	}
-	_, tree := grow(t, leaves)
-	return tree
+	return grow(t, leaves)
 }
 
 func (l *log) sign(t testing.TB, c audit.Checkpoint) string {
@@ -148,7 +147,7 @@ func (l *log) sign(t testing.TB, c audit.Checkpoint) string {
 func (l *log) parts(t testing.TB, stream string, of audit.Tree, scope audit.Scope) (signed, text string, count int64) {
 	t.Helper()
 	byID := map[audit.ScopeID]*audit.Part{}
-	for i := range l.records[stream] {
+	for i := range l.records[stream][:of.Size] {
 		leaf := audit.LeafOf(&l.records[stream][i])
 		for _, s := range leaf.Scopes() {
 			if byID[s.ID()] == nil {
@@ -206,6 +205,7 @@ func (l *log) head(t testing.TB, scope bundle.Scope, from, to events.Time) bundl
 	m.Exported = bundle.Exported{Sequence: r.Sequence, Time: e.Time, Actor: e.Actor}
 	h.Event = string(r.Body)
 	m.Streams[slices.Index(audit.Streams, events.Ops)] = l.described(t, events.Ops)
+	l.fill(t, 2) // what comes later is not in the export
 	for i := range m.Streams {
 		s := &m.Streams[i]
 		tree, err := s.Tree()
@@ -216,6 +216,15 @@ func (l *log) head(t testing.TB, scope bundle.Scope, from, to events.Time) bundl
 		s.Leaves = s.Size
 		if part, ok := scope.Part(); ok {
 			p.Parts, p.Part, s.Leaves = l.parts(t, s.Stream, tree, part)
+			stored, now := l.tree(t, s.Stream)
+			p.Checkpoint = l.sign(t, audit.Checkpoint{Origin: audit.Origin(l.name, s.Stream), Tree: now})
+			if tree.Size > 0 {
+				proof, err := tlog.ProveTree(now.Size, tree.Size, stored)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.Consistency = bundle.ConsistencyText(proof)
+			}
 		}
 		h.Proofs = append(h.Proofs, p)
 	}
@@ -224,7 +233,7 @@ func (l *log) head(t testing.TB, scope bundle.Scope, from, to events.Time) bundl
 
 func (l *log) described(t testing.TB, stream string) bundle.Stream {
 	t.Helper()
-	tree := l.tree(t, stream)
+	_, tree := l.tree(t, stream)
 	s := bundle.Stream{Stream: stream, Size: tree.Size, Root: tree.Root.String()}
 	if n := len(l.records[stream]); n > 0 {
 		s.Last = l.records[stream][n-1].Sequence
@@ -241,11 +250,11 @@ func (l *log) pack(t testing.TB, h bundle.Head) []byte {
 		t.Fatal(err)
 	}
 	scope, isPart := h.Manifest.Scope.Part()
-	for _, stream := range audit.Streams {
+	for n, stream := range audit.Streams {
 		for i := range l.records[stream] {
 			r := &l.records[stream][i]
 			leaf := audit.LeafOf(r)
-			if isPart && !scope.Holds(&leaf) {
+			if isPart && !scope.Holds(&leaf) || leaf.Sequence > h.Manifest.Streams[n].Last {
 				continue
 			}
 			if err := w.Leaf(&leaf, r.Body); err != nil {

@@ -335,13 +335,23 @@ func (v *verifier) stream(s *Stream) error {
 	if err != nil {
 		return err
 	}
-	if err := v.checkpoint(signed, audit.Origin(v.manifest.Log, s.Stream), tree, nil); err != nil {
+	scope, isPart := v.manifest.Scope.Part()
+	c, err := v.checkpoint(signed, audit.Origin(v.manifest.Log, s.Stream))
+	switch {
+	case err != nil:
+	case c.Of != nil || !isPart && c.Tree != tree || c.Size < tree.Size:
+		err = fmt.Errorf("it is of a tree of size %d, not of the export's of size %d, or of another root: an older, a newer or another log's", c.Size, tree.Size)
+	case isPart:
+		if err := v.consistent(s.Stream, tree, c.Tree); err != nil {
+			return err
+		}
+	}
+	if err != nil {
 		return &fault{checkpointName(s.Stream), nil, err.Error()}
 	}
 	if v.policy != nil && !v.policy.Satisfied(signed) {
 		return &fault{checkpointName(s.Stream), nil, "it does not have the signatures that the policy asks for"}
 	}
-	scope, isPart := v.manifest.Scope.Part()
 	var part audit.Part
 	if isPart {
 		if part, err = v.part(s, tree, scope.ID()); err != nil {
@@ -387,28 +397,40 @@ func (v *verifier) stream(s *Stream) error {
 	return nil
 }
 
-// checkpoint checks that a tree is signed under an origin.
-func (v *verifier) checkpoint(signed []byte, origin string, tree audit.Tree, of *audit.Tree) error {
+// checkpoint reads a signed tree of an origin.
+func (v *verifier) checkpoint(signed []byte, origin string) (audit.Checkpoint, error) {
 	c, _, err := audit.Open(signed, origin, v.keys...)
-	if unsigned, ok := errors.AsType[*note.UnverifiedNoteError](err); ok && unsigned != nil {
-		return errors.New("none of the keys that were given has signed it")
+	if _, ok := errors.AsType[*note.UnverifiedNoteError](err); ok {
+		return c, errors.New("none of the keys that were given has signed it")
 	}
 	if _, ok := errors.AsType[*note.InvalidSignatureError](err); ok {
-		return errors.New("its signature does not fit: it was changed, or signed by somebody else")
+		return c, errors.New("its signature does not fit: it was changed, or signed by somebody else")
 	}
 	if err != nil {
-		return fmt.Errorf("it is not a signed tree: %w", err)
+		return c, fmt.Errorf("it is not a signed tree: %w", err)
 	}
-	if of != nil {
-		if c.Of == nil || *c.Of != *of {
-			return errors.New("it is a tree of parts of another tree than the export's")
+	return c, nil
+}
+
+// consistent checks that the signed tree contains the export's.
+func (v *verifier) consistent(stream string, export, signed audit.Tree) error {
+	text, err := v.next(consistencyName(stream))
+	if err != nil {
+		return err
+	}
+	p, err := parseConsistencyText(string(text))
+	if err != nil {
+		return &fault{consistencyName(stream), nil, "it is not a proof of consistency: " + err.Error()}
+	}
+	if export.Size == signed.Size || export.Size == 0 {
+		empty := summary{}
+		if len(p) == 0 && (export == signed || export == audit.Tree{Root: empty.root()}) {
+			return nil
 		}
+	} else if tlog.CheckTree(p, signed.Size, signed.Root, export.Size, export.Root) == nil {
 		return nil
 	}
-	if c.Of != nil || c.Tree != tree {
-		return fmt.Errorf("it is of a tree of size %d, not of the export's, or of another root: an older, a newer or another log's", c.Size)
-	}
-	return nil
+	return &fault{consistencyName(stream), nil, "the signed tree does not contain the export's: it is another log's, or one of them was changed"}
 }
 
 // part reads how the scope stands in the tree of parts; a part of no events is none.
@@ -421,12 +443,12 @@ func (v *verifier) part(s *Stream, tree audit.Tree, id audit.ScopeID) (audit.Par
 	if err != nil {
 		return audit.Part{}, err
 	}
-	if err := v.checkpoint(signed, audit.PartsOrigin(v.manifest.Log, s.Stream), audit.Tree{}, &tree); err != nil {
-		return audit.Part{}, &fault{partsName(s.Stream), nil, err.Error()}
+	parts, err := v.checkpoint(signed, audit.PartsOrigin(v.manifest.Log, s.Stream))
+	if err == nil && (parts.Of == nil || *parts.Of != tree) {
+		err = errors.New("it is a tree of parts of another tree than the export's")
 	}
-	parts, _, err := audit.Open(signed, audit.PartsOrigin(v.manifest.Log, s.Stream), v.keys...)
 	if err != nil {
-		return audit.Part{}, err
+		return audit.Part{}, &fault{partsName(s.Stream), nil, err.Error()}
 	}
 	bad := func(reason string) (audit.Part, error) {
 		return audit.Part{}, &fault{partName(s.Stream), nil, reason}
@@ -485,6 +507,9 @@ func (v *verifier) pairs(s *Stream, take func(*pair) error, wanted int64) error 
 	}
 	for n := 1; wanted > 0; n++ {
 		leaves, err := v.next(leavesName(s.Stream, n))
+		if f, ok := errors.AsType[*fault](err); ok {
+			f.reason = fmt.Sprintf("%d events of %s are missing: %s", wanted, s.Stream, f.reason)
+		}
 		if err == nil {
 			var bodies []byte
 			bodies, err = v.next(eventsName(s.Stream, n))

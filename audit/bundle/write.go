@@ -88,6 +88,7 @@ func (b *Writer) next() {
 		s, p := &b.head.Manifest.Streams[b.stream], &b.head.Proofs[b.stream]
 		b.member(checkpointName(s.Stream), []byte(p.Checkpoint))
 		if _, part := b.head.Manifest.Scope.Part(); part {
+			b.member(consistencyName(s.Stream), []byte(p.Consistency))
 			b.member(partsName(s.Stream), []byte(p.Parts))
 			b.member(partName(s.Stream), []byte(p.Part))
 		}
