@@ -229,9 +229,9 @@ def unpacked(f):
     """The bytes of the tar, in pieces. As keyledger writes it, each member is a gzip
     member whose header has length and SHA-256 of what is compressed; any other gzip
     of the same tar will do."""
-    start = f.read(len(FRAME))
+    start = f.read(4)
     f.seek(0)
-    if start != FRAME:
+    if len(start) == 4 and not start[3] & 4:  # without an extra field
         packed, total = gzip.GzipFile(fileobj=f), 0
         while piece := packed.read(1 << 20):
             total += len(piece)

@@ -1,0 +1,93 @@
+package bundle_test
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/audit/bundle"
+	"github.com/keyledger/keyledger/events"
+)
+
+// use is the i-th use in pages of 100, made when it is asked for.
+func use(tb testing.TB, i int) (audit.Leaf, []byte) {
+	at := begin.Add(time.Duration(i) * time.Millisecond)
+	var id [16]byte
+	binary.BigEndian.PutUint64(id[:], uint64(at.UnixMilli())<<16)
+	binary.BigEndian.PutUint64(id[8:], uint64(i)*0x9e3779b97f4a7c15)
+	owner := fmt.Sprintf("org_%d", i%1000)
+	e := events.Envelope{ID: events.FormatID("evt", id), Type: "key.used", Version: 1, Time: events.At(at), Keyspace: "parcelbird", Owner: owner, Key: events.FormatID("key", id),
+		Actor: events.Actor{Type: "key", ID: events.FormatID("key", id)}, Via: "gateway", RequestID: events.FormatID("req", id),
+		Data: events.KeyUsed{Decision: events.FormatID("dec", id), Method: "GET", Endpoint: fmt.Sprint("/v1/parcels/", i), Status: new(200), Environment: "live", Secret: "current", Node: "gateway-1",
+			SourceIP: &events.Sealed{Key: "parcelbird." + owner + ".2026-01", Box: base64.StdEncoding.EncodeToString(append(id[:], id[:]...))}, LatencyMS: new(int64(i % 100))}}
+	body, err := events.Encode(e)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	r := events.Record{Stream: events.Usage, Sequence: uint64(i/100) + 1, Line: i % 100, Subject: "usage.parcelbird.gateway-1", Body: body, Event: e}
+	return audit.LeafOf(&r), body
+}
+
+// A bundle of uses, read from disk: -bundle.events says how many.
+func BenchmarkVerify(b *testing.B) {
+	l := newLog(b, "keyledger-test")
+	name := filepath.Join(b.TempDir(), "bundle.tar.gz")
+	var leaves []tlog.Hash
+	for i := range *many {
+		leaf, _ := use(b, i)
+		leaves = append(leaves, leaf.Hash())
+	}
+	_, tree := grow(b, leaves)
+	l.add(b, events.Ledger, "ledger.a._._", l.event(events.KeyspaceConfigured{}, "a", "", ""))
+	head := l.headOver(b, map[string]bundle.Stream{events.Usage: {Stream: events.Usage, Size: tree.Size, Root: tree.Root.String(), Last: uint64((*many-1)/100) + 1}})
+	f, err := os.Create(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	began := time.Now()
+	w, err := bundle.NewWriter(f, head)
+	if err != nil {
+		b.Fatal(err)
+	}
+	raw := 0
+	for s := w.Stream(); s != ""; s = w.Stream() {
+		for i := range w.Left() {
+			var leaf audit.Leaf
+			var body []byte
+			if s == events.Usage {
+				leaf, body = use(b, int(i))
+			} else {
+				leaf, body = audit.LeafOf(&l.records[s][i]), l.records[s][i].Body
+			}
+			raw += len(body) + 1
+			if err := w.Leaf(&leaf, body); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	if err := w.Close(); err != nil {
+		b.Fatal(err)
+	}
+	size, _ := f.Seek(0, 1)
+	b.Logf("%d events, %d MB, packed %d MB, written in %s", *many, raw>>20, size>>20, time.Since(began).Round(time.Millisecond))
+	b.SetBytes(int64(raw))
+	for b.Loop() {
+		if _, err := f.Seek(0, 0); err != nil {
+			b.Fatal(err)
+		}
+		r, err := bundle.Verify(f, bundle.Options{Keys: []note.Verifier{l.verifier}})
+		if err != nil || !r.Pass {
+			b.Fatalf("%+v, %v", r, err)
+		}
+	}
+	b.ReportMetric(float64(b.N)*float64(*many)/b.Elapsed().Seconds(), "events/s")
+}
