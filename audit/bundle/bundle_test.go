@@ -2,6 +2,10 @@ package bundle_test
 
 import (
 	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,3 +54,45 @@ func TestAGoodBundlePasses(t *testing.T) {
 		})
 	}
 }
+
+// Bundles that were made once are checked for ever: golden files, never edited, only
+// added. -bundle.golden NAME writes new ones.
+func TestBundlesOfReleasedFormats(t *testing.T) {
+	if *golden != "" {
+		l := newLog(t, "keyledger-golden")
+		l.fill(t, 12)
+		for name, k := range map[string]string{"all": "everything", "owner": "owner"} {
+			name = filepath.Join("testdata", *golden+"-"+name)
+			b := l.export(t, kinds[k].scope, 0, 0)
+			for file, content := range map[string][]byte{name + ".tar.gz": b, name + ".key": []byte(l.key + "\n")} {
+				if err := os.WriteFile(file, content, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	names, err := filepath.Glob("testdata/*.tar.gz")
+	if err != nil || len(names) < 2 {
+		t.Fatalf("there are %d golden bundles, %v", len(names), err)
+	}
+	for _, name := range names {
+		key, err := os.ReadFile(strings.TrimSuffix(name, ".tar.gz") + ".key")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := &log{key: strings.TrimSpace(string(key))}
+		if l.verifier, err = note.NewVerifier(l.key); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := verify(t, l, b); !r.Pass {
+			t.Errorf("%s fails: %+v", name, r)
+		}
+		python(t, l, map[string][]byte{filepath.Base(name): b}, func(string, string) bool { return true })
+	}
+}
+
+var golden = flag.String("bundle.golden", "", "writes golden bundles of this name")

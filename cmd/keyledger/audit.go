@@ -48,7 +48,8 @@ func (e eventView) place() string {
 
 func (a *app) auditCommand() *cobra.Command {
 	return group("audit", "Read the ledger",
-		a.auditListCommand(), a.auditTailCommand())
+		a.auditListCommand(), a.auditTailCommand(),
+		a.auditVerifyCommand())
 }
 
 // eventFlags choose events.

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/keyledger/keyledger/audit/bundle"
+)
+
+func (a *app) auditVerifyCommand() *cobra.Command {
+	var file, policy string
+	var keys []string
+	var scope bundle.Scope
+	cmd := &cobra.Command{
+		Use: "verify", Short: "Check an export offline: is it complete and unaltered", Args: takes(),
+		Long: `Check an export offline. PASS says that the log's key stands by exactly these
+events, and that none of the scope is missing. FAIL says which is the first place
+that is wrong, and why; the exit code is 7 then. No service and no network is asked.
+
+The key is the one that "keyledger audit key" prints, or a file that holds it. Get it
+from somebody you trust: the one in the bundle was put there by whoever made it.
+--keyspace, --owner and --key say what the export must be about. --policy also asks
+for the signatures of witnesses.`,
+		Example: `  keyledger audit verify --bundle bundle.tar.gz --log-key keyledger-…+1234abcd+…
+  keyledger audit verify --bundle bundle.tar.gz --log-key log.key --keyspace parcelbird --owner org_1`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o := bundle.Options{}
+			if policy != "" {
+				text, err := os.ReadFile(policy)
+				if err != nil {
+					return usageError("--policy cannot be read: %v", err)
+				}
+				if _, err := bundle.ParsePolicy(text); err != nil {
+					return usageError("--policy: %v", err)
+				}
+				o.Policy, keys = text, append(keys, bundle.PolicyKeys(text)...)
+			}
+			if file == "" || len(keys) == 0 {
+				return usageError("--bundle and --log-key are needed: the key in a bundle proves nothing by itself; `keyledger audit key` prints the log's")
+			}
+			var err error
+			if o.Keys, err = logKeys(keys); err != nil {
+				return err
+			}
+			if (bundle.Scope{} != scope) {
+				if scope.Keyspace == "" || scope.Key != "" && scope.Owner == "" {
+					return usageError("--owner needs --keyspace, and --key needs both")
+				}
+				o.Scope = &scope
+			}
+			return a.verifyBundle(file, o)
+		},
+	}
+	cmd.Flags().StringVar(&file, "bundle", "", "the export, a tar.gz")
+	cmd.Flags().StringArrayVar(&keys, "log-key", nil, "verifier key of the log, or a file of them; may be given more than once")
+	cmd.Flags().StringVar(&policy, "policy", "", "file that says whose signatures must be there (Sigsum's format)")
+	cmd.Flags().StringVar(&scope.Keyspace, "keyspace", "", "it must be about this keyspace")
+	cmd.Flags().StringVar(&scope.Owner, "owner", "", "and this owner")
+	cmd.Flags().StringVar(&scope.Key, "key", "", "and this key id")
+	return cmd
+}
+
+// logKeys reads verifier keys: each itself, or a file with one on each line.
+func logKeys(given []string) (keys []note.Verifier, err error) {
+	for _, k := range given {
+		text := k
+		if strings.Count(k, "+") < 2 {
+			b, err := os.ReadFile(k)
+			if err != nil {
+				return nil, usageError("--log-key is neither a verifier key (name+hash+key) nor a file that can be read: %v", errors.Unwrap(err))
+			}
+			text = string(b)
+		}
+		found := 0
+		for line := range strings.Lines(text) {
+			if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
+				continue
+			}
+			v, err := note.NewVerifier(line)
+			if err != nil {
+				return nil, usageError("--log-key holds something that is no verifier key of the form name+hash+key")
+			}
+			keys, found = append(keys, v), found+1
+		}
+		if found == 0 {
+			return nil, usageError("--log-key names a file without a key")
+		}
+	}
+	return keys, nil
+}
+
+// verifyBundle checks a bundle and prints the outcome.
+func (a *app) verifyBundle(file string, o bundle.Options) error {
+	r, err := a.checkBundle(file, o)
+	if err != nil {
+		return err
+	}
+	if err := a.printReport(file, r); err != nil {
+		return err
+	}
+	if !r.Pass {
+		return quietly(exitProof)
+	}
+	return nil
+}
+
+// checkBundle checks a bundle with a progress bar.
+func (a *app) checkBundle(file string, o bundle.Options) (bundle.Report, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return bundle.Report{}, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return bundle.Report{}, err
+	}
+	bar := a.progress("checking")
+	r, err := bundle.Verify(&counted{r: f, told: func(n int64) { bar.set(n, info.Size()) }}, o)
+	bar.end(err == nil && r.Pass)
+	return r, err
+}
+
+// counted says how far a reader is.
+type counted struct {
+	r    io.Reader
+	n    int64
+	told func(int64)
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	c.told(c.n)
+	return n, err
+}
+
+func (a *app) printReport(file string, r bundle.Report) error {
+	if a.asJSON {
+		return a.printValue(r)
+	}
+	if !r.Pass {
+		if _, err := fmt.Fprintf(a.stdout, "FAIL  %s\n", clean(file)); err != nil {
+			return err
+		}
+		fields := [][2]string{{"why", r.Reason}}
+		if r.Place != nil {
+			fields = append(fields, [2]string{"first at", fmt.Sprintf("%s sequence %d line %d", r.Place.Stream, r.Place.Sequence, r.Place.Line)})
+		}
+		if r.Member != "" {
+			fields = append(fields, [2]string{"member", r.Member})
+		}
+		return a.fields(fields)
+	}
+	if _, err := fmt.Fprintf(a.stdout, "PASS  %s\n", clean(file)); err != nil {
+		return err
+	}
+	fields := [][2]string{
+		{"log", r.Log}, {"about", about(r.Scope)}, {"from", orDash(r.From.String())}, {"to", orDash(r.To.String())},
+		{"exported", fmt.Sprintf("%s by %s %s, recorded as OPS %d", r.Exported.Time, r.Exported.Actor.Type, r.Exported.Actor.ID, r.Exported.Sequence)},
+	}
+	for _, s := range r.Streams {
+		said := fmt.Sprintf("%d events", s.Leaves)
+		if s.Leaves != s.Size {
+			said = fmt.Sprintf("%d of the stream's %d events", s.Leaves, s.Size)
+		}
+		if s.Events != s.Leaves {
+			said += fmt.Sprintf(", %d of them within the times", s.Events)
+		}
+		fields = append(fields, [2]string{s.Stream, said})
+	}
+	for _, n := range r.Notes {
+		fields = append(fields, [2]string{"note", n})
+	}
+	return a.fields(fields)
+}
+
+func about(s bundle.Scope) string {
+	switch {
+	case s.Key != "":
+		return fmt.Sprintf("key %s of owner %s in keyspace %s", s.Key, orDash(s.Owner), s.Keyspace)
+	case s.Owner != "":
+		return fmt.Sprintf("owner %s in keyspace %s", s.Owner, s.Keyspace)
+	case s.Keyspace != "":
+		return "keyspace " + s.Keyspace
+	}
+	return "everything"
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/keyledger/keyledger/audit/bundle"
+)
+
+// An auditor checks a bundle with the program alone: no context, no service.
+func TestAuditVerify(t *testing.T) {
+	t.Setenv("KEYLEDGER_CONTEXT", filepath.Join(t.TempDir(), "none.json"))
+	t.Setenv("KEYLEDGER_URL", "http://127.0.0.1:1")
+	dir := "../../audit/bundle/testdata/"
+	good, keyFile := dir+"v1-owner.tar.gz", dir+"v1-owner.key"
+	key, err := os.ReadFile(keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyText := string(bytes.TrimSpace(key))
+
+	passed := invoke(t, "", "audit", "verify", "--bundle", good, "--log-key", keyText).want(t, exitOK)
+	contains(t, "the report", passed.stdout, "PASS", "owner org_1 in keyspace space-0", "recorded as OPS", "USAGE", "of the stream's")
+	invoke(t, "", "audit", "verify", "--bundle", good, "--log-key", keyFile, "--keyspace", "space-0", "--owner", "org_1").want(t, exitOK)
+
+	var r bundle.Report
+	out := invoke(t, "", "audit", "verify", "--json", "--bundle", good, "--log-key", keyFile).want(t, exitOK)
+	if err := json.Unmarshal([]byte(out.stdout), &r); err != nil || !r.Pass || r.Scope.Owner != "org_1" || len(r.Streams) != 4 {
+		t.Errorf("the report in JSON is %s, %v", out.stdout, err)
+	}
+
+	b, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)/2] ^= 4
+	bad := write(t, filepath.Join(t.TempDir(), "bad.tar.gz"), string(b))
+	failed := invoke(t, "", "audit", "verify", "--bundle", bad, "--log-key", keyFile).want(t, exitProof)
+	contains(t, "the report", failed.stdout, "FAIL", "a bit of the archive was changed")
+	failed = invoke(t, "", "audit", "verify", "--json", "--bundle", bad, "--log-key", keyFile).want(t, exitProof)
+	if err := json.Unmarshal([]byte(failed.stdout), &r); err != nil || r.Pass || r.Reason == "" {
+		t.Errorf("the report in JSON is %s, %v", failed.stdout, err)
+	}
+	failed = invoke(t, "", "audit", "verify", "--bundle", good, "--log-key", dir+"v1-all.key", "--keyspace", "space-1").want(t, exitProof)
+	contains(t, "the report", failed.stdout, "something else than what was to be checked")
+
+	for _, args := range [][]string{
+		{"--bundle", good},
+		{"--log-key", keyFile},
+		{"--bundle", good, "--log-key", "no such file"},
+		{"--bundle", good, "--log-key", good},
+		{"--bundle", good, "--log-key", "a+b+c"},
+		{"--bundle", good, "--log-key", keyFile, "--owner", "org_1"},
+		{"--bundle", good, "--log-key", keyFile, "--policy", good},
+	} {
+		invoke(t, "", append([]string{"audit", "verify"}, args...)...).want(t, exitUsage)
+	}
+	missing := invoke(t, "", "audit", "verify", "--bundle", "no such file", "--log-key", keyFile).want(t, exitFailed)
+	contains(t, "the error", missing.stderr, "no such file")
+}
