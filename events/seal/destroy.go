@@ -147,3 +147,27 @@ func ParseID(id string) (keyspace, owner, month string, ok bool) {
 
 // Month is that of a data key's id, yyyy-mm.
 func Month(id string) string { return id[strings.LastIndexByte(id, '.')+1:] }
+
+// Note writes a mark into the bucket, beside the data keys: something that concerns
+// them is done.
+func (k *Keys) Note(ctx context.Context, what string) error {
+	if _, err := k.kv.Put(ctx, notePlace(what), []byte("{}")); err != nil {
+		return fmt.Errorf("note in the bucket %s that %s: %w", Bucket, what, err)
+	}
+	return nil
+}
+
+// Noted says whether a mark was written.
+func (k *Keys) Noted(ctx context.Context, what string) (bool, error) {
+	_, err := k.kv.Get(ctx, notePlace(what))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read from the bucket %s whether %s: %w", Bucket, what, err)
+	}
+	return true, nil
+}
+
+// notePlace has one dot, so that it is no data key's.
+func notePlace(what string) string { return "note." + strings.ReplaceAll(what, " ", "-") }

@@ -294,7 +294,7 @@ func (k *Keys) follow(ctx context.Context, watch jetstream.KeyWatcher, reconnect
 // destroyed says whether an entry is the mark of a destroyed key.
 func destroyed(e jetstream.KeyValueEntry) bool {
 	var s stored
-	return e.Operation() != jetstream.KeyValuePut || json.Unmarshal(e.Value(), &s) == nil && len(s.Wrapped) == 0
+	return e.Operation() != jetstream.KeyValuePut || json.Unmarshal(e.Value(), &s) == nil && s.Again && len(s.Wrapped) == 0
 }
 
 func (k *Keys) forget(id string, revision uint64) {
