@@ -17,6 +17,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -36,6 +37,7 @@ import (
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/projections/merkle"
 	"github.com/keyledger/keyledger/queries"
 	"github.com/keyledger/keyledger/verify"
 )
@@ -50,6 +52,7 @@ type Deps struct {
 	Seal     *seal.Keys          // opens personal data for operators and auditors; nil: it stays sealed
 	Queries  *queries.Queries    // nil: there are no read models, and lists answer 503
 	Runner   *projections.Runner // likewise
+	AuditLog *merkle.Log         // proves; nil: nobody signs here
 
 	// Durable makes POST /v1/verify wait until a use is on disk, and answer
 	// AUDIT_UNAVAILABLE where it cannot be.
@@ -159,6 +162,7 @@ func build(d Deps) *API {
 	a.verification()
 	a.forwardAuth()
 	a.audit()
+	a.auditLog()
 	a.usage()
 	a.status()
 	return a
@@ -223,6 +227,7 @@ const (
 // route is one call of the API.
 type route struct {
 	huma.Operation
+	pattern      string        // of the router, where it is not the documented path
 	action       domain.Action // that the credential must allow; empty: no credential is needed
 	command      bool          // it takes an Idempotency-Key, and If-Match where it is about a key
 	read         bool          // it takes Min-Sequence
@@ -295,7 +300,7 @@ func (a *API) stream(rt route, handle func(http.ResponseWriter, *http.Request, *
 			params = append(params, p.Name)
 		}
 	}
-	a.router.MethodFunc(op.Method, op.Path, func(w http.ResponseWriter, r *http.Request) {
+	a.router.MethodFunc(op.Method, cmp.Or(rt.pattern, op.Path), func(w http.ResponseWriter, r *http.Request) {
 		err := a.admit(w, r, &rt, takesBody)
 		if err == nil {
 			err = checkQuery(r, params)

@@ -24,6 +24,7 @@ const (
 	KeyspacesRead Action = "keyspaces.read"
 	Configure     Action = "keyspaces.write"
 	AuditRead     Action = "audit.read"
+	LogRead       Action = "audit.log" // checkpoints, tiles and proofs
 	UsageRead     Action = "usage.read"
 	Verify        Action = "verify" // and reporting uses, taking limits, forward-auth
 	RootKeys      Action = "root_keys"
@@ -35,7 +36,7 @@ var Grantable = []Action{KeysCreate, KeysRotate, KeysRevoke, KeysDelete, KeysRea
 
 var roles = map[string][]Action{
 	Verifier: {Verify},
-	Auditor:  {KeysRead, OwnersRead, KeyspacesRead, AuditRead, UsageRead},
+	Auditor:  {KeysRead, OwnersRead, KeyspacesRead, AuditRead, LogRead, UsageRead},
 	Manager:  {KeysCreate, KeysRead, KeysRotate, KeysRevoke, KeysDelete, KeysUpdate, OwnersRead, AuditRead, UsageRead},
 }
 

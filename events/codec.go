@@ -46,6 +46,7 @@ var decoders = map[string]map[int]func([]byte) (Payload, error){
 	"privacy.erased":      {1: as[PrivacyErased]},
 	"hold.set":            {1: as[HoldSet]},
 	"service.started":     {1: as[ServiceStarted]},
+	"log.key_rotated":     {1: as[LogKeyRotated]},
 	"signin.failed":       {1: as[SigninFailed]},
 	"root_key.reset":      {1: as[RootKeyReset]},
 }

@@ -61,6 +61,7 @@ var samples = []events.Payload{
 	events.PrivacyErased{DataKeys: []string{"parcelbird.org_1.2026-01"}, Reason: "request of the owner"},
 	events.HoldSet{Active: true, Reason: "litigation"},
 	events.ServiceStarted{Program: "serve", Build: "v0.1.0", Node: "node_1", Head: 17},
+	events.LogKeyRotated{Previous: "keyledger-0a1b+00000001+AQ==", Key: "keyledger-0a1b+00000002+AQ==", Statement: "keyledger log key v1\nkeyledger-0a1b+00000002+AQ==\n\n\u2014 keyledger-0a1b AAAAAQ==\n"},
 	events.SigninFailed{Reason: "unknown key", SourceIP: sealed, Fold: fold},
 	events.RootKeyReset{Key: "key_019b-2", Revoked: []string{"key_019b-1"}},
 }

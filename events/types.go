@@ -242,6 +242,13 @@ type ServiceStarted struct {
 	Head    uint64 `json:"head"` // of LEDGER
 }
 
+// LogKeyRotated says that the audit log is signed with another key from now on.
+type LogKeyRotated struct {
+	Previous  string `json:"previous"`  // verifier key
+	Key       string `json:"key"`       // verifier key
+	Statement string `json:"statement"` // signed note in which the previous key names this one
+}
+
 // SigninFailed says that somebody could not sign in.
 type SigninFailed struct {
 	Reason   string  `json:"reason"`
@@ -281,3 +288,4 @@ func (HoldSet) Kind() (string, int)            { return "hold.set", 1 }
 func (ServiceStarted) Kind() (string, int)     { return "service.started", 1 }
 func (SigninFailed) Kind() (string, int)       { return "signin.failed", 1 }
 func (RootKeyReset) Kind() (string, int)       { return "root_key.reset", 1 }
+func (LogKeyRotated) Kind() (string, int)      { return "log.key_rotated", 1 }

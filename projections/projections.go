@@ -53,7 +53,7 @@ type Table struct {
 }
 
 // All are the projections of this program.
-func All() []Projection { return []Projection{Keys{}, LedgerCopy{}, Usage{}} }
+func All() []Projection { return append([]Projection{Keys{}, LedgerCopy{}, Usage{}}, trees()...) }
 
 // place is a record's message: what a position points at.
 type place struct {

@@ -29,6 +29,8 @@ func (a *app) announce(p devPlaces) {
 	}
 	fmt.Fprintf(w, "  Root key\t%s\n", p.RootKey)
 	fmt.Fprintf(w, "  Data\t%s (%s)\n", p.State, kept)
+	fmt.Fprintf(w, "  Audit log\t%s (published; signed by the key below)\n", p.LogDir)
+	fmt.Fprintf(w, "  Log key\t%s\n", p.LogKey)
 	if p.configured > 0 {
 		fmt.Fprintf(w, "  Keyspaces\t%d configured\n", p.configured)
 	}

@@ -49,7 +49,8 @@ func (e eventView) place() string {
 func (a *app) auditCommand() *cobra.Command {
 	return group("audit", "Read the ledger",
 		a.auditListCommand(), a.auditTailCommand(),
-		a.auditVerifyCommand())
+		a.auditVerifyCommand(),
+		a.auditKeyCommand(), a.auditProveCommand())
 }
 
 // eventFlags choose events.

@@ -142,7 +142,7 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	n, err = openNode(ctx, nodeConfig{
 		Program: "dev", Name: name, Conn: conn, Pool: pool, Replicas: 1,
 		SyncAlways: func(context.Context) (bool, error) { return server.SyncAlways(), nil },
-		HeadFile:   state.File("head.json"), WAL: state.File("wal"), Master: master, Log: log,
+		HeadFile:   state.File("head.json"), WAL: state.File("wal"), Master: master, Signs: true, LogDir: state.File("log"), Log: log,
 		OnKeyspace: func(*domain.Keyspace) {
 			if g := routed.Load(); g != nil {
 				if err := g.SetRoutes(devRoutes(n, upstream.Addr().String())); err != nil {
@@ -199,6 +199,7 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	places := devPlaces{
 		API: "http://" + apiListener.Addr().String(), Gateway: "http://" + gatewayListener.Addr().String(),
 		NATS: "nats://" + natsAddr, Postgres: postgresURL, State: f.stateDir, RootKey: rootFile,
+		LogKey: n.log.Key(), LogDir: state.File("log"),
 		private: private != nil, ephemeral: f.ephemeral, sample: !f.noSample, started: started, configured: configured,
 	}
 	ctxFile, err := ContextPath()
@@ -319,6 +320,8 @@ type devPlaces struct {
 	Postgres string `json:"-"` // may hold a password
 	State    string `json:"state_dir"`
 	RootKey  string `json:"root_key_file"`
+	LogKey   string `json:"log_key"`
+	LogDir   string `json:"log_dir"`
 
 	private    bool // PostgreSQL is ours
 	ephemeral  bool

@@ -28,6 +28,7 @@ import (
 	"github.com/keyledger/keyledger/migrations"
 	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/projections/merkle"
 	"github.com/keyledger/keyledger/queries"
 	"github.com/keyledger/keyledger/reactors"
 	"github.com/keyledger/keyledger/verify"
@@ -46,6 +47,8 @@ type nodeConfig struct {
 	HeadFile   string // remembers how far the streams were
 	WAL        string // directory of the write-ahead logs; empty: there are none
 	Master     seal.Master
+	Signs      bool   // it signs the audit log
+	LogDir     string // where the audit log is published; empty: nowhere
 	OnKeyspace func(*domain.Keyspace)
 	Stale      time.Duration
 	Log        *slog.Logger
@@ -62,6 +65,7 @@ type node struct {
 	recorder *verify.Recorder
 	verifier *verify.Verifier
 	runner   *projections.Runner
+	log      *merkle.Log // nil: it does not sign
 	commands *commands.Commands
 
 	certificates *front.Certificates // nil: no TLS is spoken here
@@ -91,6 +95,11 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		if known, err = projections.Positions(ctx, c.Pool); err != nil {
 			return nil, fmt.Errorf("PostgreSQL: %w", err)
 		}
+		signed, err := merkle.Known(ctx, c.Pool)
+		if err != nil {
+			return nil, fmt.Errorf("PostgreSQL: %w", err)
+		}
+		known = append(known, signed...)
 	}
 	n.ledger, err = ledger.Open(ctx, c.Conn, ledger.Options{
 		Replicas: c.Replicas, Known: known, SyncAlways: c.SyncAlways, AllowUnverifiedSync: c.Unverified,
@@ -145,6 +154,13 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 			return nil, err
 		}
 		n.follow("feed", func() error { return feed.Run(followers) })
+		if c.Signs {
+			if n.log, err = merkle.Open(ctx, merkle.Options{Ledger: n.ledger, Pool: c.Pool, JetStream: js, Master: c.Master,
+				Replicas: c.Replicas, Dir: c.LogDir, Node: c.Name, Log: c.Log}); err != nil {
+				return nil, err
+			}
+			n.follow("audit log", func() error { return n.log.Run(followers) })
+		}
 	}
 	if err := n.started(ctx); err != nil {
 		return nil, err
@@ -285,7 +301,7 @@ func (n *node) serve(ctx context.Context, health *endpoint, endpoints ...*endpoi
 func apiDeps(ctx context.Context, n *node) api.Deps {
 	return api.Deps{
 		Commands: n.commands, Ring: n.ring, Ledger: n.ledger, Verifier: n.verifier, Recorder: n.recorder,
-		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner,
+		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner, AuditLog: n.log,
 		Version: build().Version, Log: n.config.Log, Ready: n.ready, Draining: ctx,
 		Metrics: registry(n),
 	}
@@ -300,6 +316,12 @@ func (n *node) ready(context.Context) map[string]error {
 	}
 	if lost := n.verifier.Lost(); lost > 10*time.Second {
 		checks["stream"] = fmt.Errorf("LEDGER was last known to be followed to its end %s ago: is NATS reachable?", lost.Round(time.Second))
+	}
+	if n.log != nil {
+		checks["audit log"] = nil
+		if err := n.log.Doubt(); err != nil {
+			checks["audit log"] = api.Note{Err: err} // keys are verified and changed as ever
+		}
 	}
 	if n.certificates != nil {
 		checks["certificates"] = nil

@@ -160,7 +160,10 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 	c := nodeConfig{
 		Program: program, Name: s.Node, Conn: conn, Replicas: s.NATS.Replicas,
 		SyncAlways: ledger.SyncedBy(s.NATS.Monitor), Unverified: s.NATS.AllowUnverifiedSync,
-		Master: master, Stale: s.StaleWindow, Log: log,
+		Master: master, Stale: s.StaleWindow, Log: log, Signs: program == "serve",
+	}
+	if c.Signs {
+		c.LogDir = s.LogDir
 	}
 	if records := program == "serve" || program == "gateway"; records || s.StateDir != "" {
 		dir, err := s.openStateDir(program, master)
@@ -171,10 +174,16 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 		// made anew under the same master key is no doubt about history.
 		if dir != "" && s.StateDir != "" {
 			c.HeadFile = filepath.Join(dir, "head."+program+".json")
+			if c.Signs && c.LogDir == "" {
+				c.LogDir = filepath.Join(dir, "log")
+			}
 		}
 		if dir != "" && records {
 			c.WAL = filepath.Join(dir, "wal")
 		}
+	}
+	if c.LogDir == noState {
+		c.LogDir = ""
 	}
 	var certificates *front.Certificates
 	if s.Front.TLS.Listen != "" && (program == "gateway" || program == "serve") {

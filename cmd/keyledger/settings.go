@@ -61,6 +61,13 @@ type settings struct {
 	// remembers.
 	StateDir string `yaml:"state_dir"`
 
+	// LogDir is where serve publishes the audit log: checkpoints and tiles as
+	// C2SP tlog-tiles lays them out, for auditors and as a memory of what was
+	// signed outside NATS and PostgreSQL. Several processes may share it, each
+	// may have its own. Default: log in a state_dir that was named, else nowhere.
+	// none: nowhere.
+	LogDir string `yaml:"log_dir"`
+
 	// MasterKeyFile holds the key that personal data is sealed under: 32 bytes
 	// in hex or base64, mode 0600, the same for all processes of one ledger.
 	// `keyledger init` makes it. Losing it erases all personal data.
@@ -128,6 +135,7 @@ var flagged = []struct{ path, usage string }{
 	{"authz_socket_mode", "permissions of that socket, in octal"},
 	{"node", "name to record uses under"},
 	{"state_dir", "directory for what this process remembers, or none"},
+	{"log_dir", "directory to publish the audit log in, or none"},
 	{"master_key_file", "file with the key that personal data is sealed under"},
 	{"nats.url", "NATS servers, separated by commas"},
 	{"nats.credentials", "NATS .creds file"},

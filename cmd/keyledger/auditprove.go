@@ -1,0 +1,192 @@
+package main
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/keyledger/keyledger/audit"
+)
+
+// provenEvent is what `audit prove` prints.
+type provenEvent struct {
+	Stream   string `json:"stream"`
+	Sequence uint64 `json:"sequence"`
+	Line     int    `json:"line"`
+	Index    int64  `json:"index"`
+	Size     int64  `json:"size"`
+	Root     string `json:"root"`
+	SHA256   string `json:"sha256"` // of the stored bytes
+	Key      string `json:"key"`    // that signed
+	File     string `json:"file,omitempty"`
+}
+
+func (a *app) auditProveCommand() *cobra.Command {
+	var file, key string
+	cmd := &cobra.Command{
+		Use: "prove STREAM SEQUENCE [LINE]", Short: "Prove that an event stands in the signed log, and check it here",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 3 {
+				return nil
+			}
+			return takes("STREAM", "SEQUENCE")(cmd, args)
+		},
+		Long: `Fetch the proof that an event stands in the signed log, check it on this machine,
+and with -o keep it as a C2SP tlog-proof, which other people's tools read too. A
+proof that does not hold ends with exit code 7.
+
+Without --log-key the key is asked from the service that is to be checked: give
+the one that you were given by another way.`,
+		Example: `  keyledger audit prove ledger 17
+  keyledger audit prove usage 4711 3 -o use.proof --log-key log.key`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			at := audit.Place{Stream: strings.ToUpper(args[0])}
+			var err error
+			if at.Sequence, err = strconv.ParseUint(args[1], 10, 63); err != nil {
+				return usageError("SEQUENCE is a number from 1")
+			}
+			if len(args) == 3 {
+				if at.Line, err = strconv.Atoi(args[2]); err != nil || at.Line < 0 {
+					return usageError("LINE is a number from 0")
+				}
+			}
+			return a.auditProve(cmd, at, key, file)
+		},
+	}
+	cmd.Flags().StringVarP(&file, "output", "o", "", "keep the proof in this file")
+	cmd.Flags().StringVar(&key, "log-key", "", "verifier key of the log, or a file that holds it")
+	cmd.ValidArgsFunction = cobra.FixedCompletions([]string{"ledger", "usage", "ops", "feed"}, cobra.ShellCompDirectiveNoFileComp)
+	return cmd
+}
+
+// readLogKeys reads verifier keys, or the file that holds them, one a line.
+func readLogKeys(given string) (keys []note.Verifier, err error) {
+	if !strings.Contains(given, "+") {
+		b, err := os.ReadFile(given)
+		if err != nil {
+			return nil, fmt.Errorf("--log-key: %w", err)
+		}
+		given = string(b)
+	}
+	for line := range strings.Lines(given) {
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		v, err := note.NewVerifier(line)
+		if err != nil {
+			return nil, usageError("--log-key holds no verifier key, as `keyledger audit key` prints it")
+		}
+		keys = append(keys, v)
+	}
+	if len(keys) == 0 {
+		return nil, usageError("--log-key holds no verifier key, as `keyledger audit key` prints it")
+	}
+	return keys, nil
+}
+
+func (a *app) auditProve(cmd *cobra.Command, at audit.Place, key, file string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	if key == "" {
+		r, err := c.do(cmd.Context(), call{method: http.MethodGet, path: path("audit", "log", "key")})
+		if err != nil {
+			return err
+		}
+		var k logKeys
+		if err := r.decode(&k); err != nil {
+			return err
+		}
+		for _, one := range k.Keys {
+			key += one.Key + "\n"
+		}
+		a.note("the key was asked from the service itself; check with one that you were given: --log-key")
+	}
+	keys, err := readLogKeys(key)
+	if err != nil {
+		return err
+	}
+	q := url.Values{"sequence": {strconv.FormatUint(at.Sequence, 10)}, "format": {"tlog-proof"}}
+	if at.Line > 0 {
+		q.Set("line", strconv.Itoa(at.Line))
+	}
+	r, err := c.do(cmd.Context(), call{method: http.MethodGet, path: path("audit", "log", at.Stream, "proof"), query: q})
+	if err != nil {
+		return err
+	}
+	proven, err := checkProof(r.body, at, keys)
+	if err != nil {
+		return &exitError{code: exitProof, name: "PROOF_FAILED", err: fmt.Errorf("the proof of %s does not hold: %w", at, err)}
+	}
+	if file != "" {
+		if err := replaceFile(file, r.body); err != nil {
+			return err
+		}
+		proven.File = file
+	}
+	if a.asJSON {
+		return a.printValue(proven)
+	}
+	_, err = fmt.Fprintf(a.stdout, "PASS  %s is leaf %d of the %d that were signed, by %s\nThe SHA-256 of its stored bytes is %s\n", at, proven.Index, proven.Size, proven.Key, proven.SHA256)
+	return err
+}
+
+// checkProof checks a C2SP tlog-proof of an event against keys of its log.
+func checkProof(b []byte, at audit.Place, keys []note.Verifier) (p provenEvent, err error) {
+	head, checkpoint, ok := strings.Cut(string(b), "\n\n")
+	lines := strings.Split(head, "\n")
+	if !ok || len(lines) < 3 || lines[0] != "c2sp.org/tlog-proof@v1" {
+		return p, errors.New("it is not a C2SP tlog-proof")
+	}
+	extra, ok1 := strings.CutPrefix(lines[1], "extra ")
+	index, ok2 := strings.CutPrefix(lines[2], "index ")
+	text, err := base64.StdEncoding.DecodeString(extra)
+	if err != nil || !ok1 || !ok2 {
+		return p, errors.New("it has no leaf, or no index")
+	}
+	leaf, err := audit.ParseLeaf(text)
+	if err != nil {
+		return p, err
+	}
+	if leaf.Place != at {
+		return p, fmt.Errorf("it is one of %s", leaf.Place)
+	}
+	if p.Index, err = strconv.ParseInt(index, 10, 64); err != nil {
+		return p, errors.New("its index is no number")
+	}
+	var hashes tlog.RecordProof
+	for _, line := range lines[3:] {
+		h, err := tlog.ParseHash(line)
+		if err != nil {
+			return p, errors.New("one of its hashes is none")
+		}
+		hashes = append(hashes, h)
+	}
+	c, signed, err := audit.Open([]byte(checkpoint), audit.Origin(keys[0].Name(), at.Stream), keys...)
+	if err != nil {
+		return p, err
+	}
+	if c.Of != nil {
+		return p, errors.New("its checkpoint is not of the tree of a stream")
+	}
+	if p.Index < 0 || p.Index >= c.Size {
+		return p, fmt.Errorf("leaf %d is not in a tree of %d", p.Index, c.Size)
+	}
+	if err := tlog.CheckRecord(hashes, c.Size, c.Root, p.Index, leaf.Hash()); err != nil {
+		return p, err
+	}
+	p.Stream, p.Sequence, p.Line, p.Size, p.Root = at.Stream, at.Sequence, at.Line, c.Size, c.Root.String()
+	p.SHA256 = fmt.Sprintf("%x", leaf.Digest)
+	p.Key = fmt.Sprintf("%s+%08x", signed.Sigs[0].Name, signed.Sigs[0].Hash)
+	return p, nil
+}

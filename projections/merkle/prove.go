@@ -1,0 +1,236 @@
+package merkle
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/events/ledger"
+)
+
+// ErrAltered says that what is stored is not what was signed: an event in the
+// stream, or a row of the tree.
+var ErrAltered = errors.New("it is not what was signed")
+
+// Proof is that an event stands in a signed tree.
+type Proof struct {
+	Leaf   audit.Leaf
+	Index  int64 // of the leaf, from 0
+	Hashes tlog.RecordProof
+	Signed // the tree
+}
+
+// TLogProof is the proof as C2SP tlog-proof has it, with the leaf's text as extra data.
+func (p *Proof) TLogProof() []byte {
+	b := fmt.Appendf(nil, "c2sp.org/tlog-proof@v1\nextra %s\nindex %d\n", base64.StdEncoding.EncodeToString(p.Leaf.Append(nil)), p.Index)
+	for _, h := range p.Hashes {
+		b = fmt.Appendf(b, "%s\n", h)
+	}
+	return append(append(b, '\n'), p.Note...)
+}
+
+// sealWait is how long a proof waits for an event that was just written to be sealed.
+const sealWait = 3 * time.Second
+
+// Prove proves that an event stands in the newest signed tree of its stream. What it
+// answers it has checked. It fails with [ledger.ErrNotFound] where there is no such
+// event, with [ErrNotSealed] where it is too new or nothing is signed, and with
+// [ErrAltered].
+func (l *Log) Prove(ctx context.Context, at audit.Place) (Proof, error) {
+	p := Proof{}
+	records, err := l.o.Ledger.At(ctx, at.Stream, at.Sequence)
+	if err != nil {
+		return p, err
+	}
+	if at.Line < 0 || at.Line >= len(records) {
+		return p, fmt.Errorf("%s: %w", at, ledger.ErrNotFound)
+	}
+	p.Leaf = audit.LeafOf(&records[at.Line])
+	wait, cancel := context.WithTimeout(ctx, sealWait)
+	defer cancel()
+	if p.Signed, err = l.Sealed(wait, at.Stream, at.Sequence); err != nil {
+		return p, err
+	}
+	if p.Index, err = l.Index(ctx, at); err != nil {
+		return p, err
+	}
+	if p.Hashes, err = tlog.ProveRecord(p.Size, p.Index, l.HashReader(ctx, at.Stream, p.Tree)); err == nil {
+		err = tlog.CheckRecord(p.Hashes, p.Size, p.Root, p.Index, p.Leaf.Hash())
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return p, ctx.Err()
+		}
+		return p, fmt.Errorf("%s, leaf %d of %d: %w: %w", at, p.Index, p.Size, ErrAltered, err)
+	}
+	return p, nil
+}
+
+// run is where the leaves of a tile of level 0 stand.
+type run struct {
+	number        int64
+	firstSequence int64
+	firstLine     int64
+	runs          []byte
+}
+
+const runColumns = `number, first_sequence, first_line, runs`
+
+func (r *run) scan(row pgx.Row) error {
+	return row.Scan(&r.number, &r.firstSequence, &r.firstLine, &r.runs)
+}
+
+// places calls f with the place of each leaf, by messages.
+func (r *run) each(f func(sequence uint64, line, lines int64) (goOn bool)) error {
+	sequence, line := uint64(r.firstSequence), r.firstLine
+	for b := r.runs; len(b) > 0; {
+		lines, n := binary.Uvarint(b)
+		if n <= 0 || lines == 0 || lines > tileWidth {
+			return fmt.Errorf("tile %d of level 0 does not say where its leaves stand: %w", r.number, ErrAltered)
+		}
+		if !f(sequence, line, int64(lines)) {
+			return nil
+		}
+		sequence, line, b = sequence+1, 0, b[n:]
+	}
+	return nil
+}
+
+// Index is the index of an event's leaf in the tree of its stream. It fails with
+// [ledger.ErrNotFound] where the tree has none.
+func (l *Log) Index(ctx context.Context, at audit.Place) (int64, error) {
+	var r run
+	err := r.scan(l.o.Pool.QueryRow(ctx, `select `+runColumns+` from keyledger.`+Tree{at.Stream}.Table()+`
+		where level = 0 and (first_sequence, first_line) <= ($1, $2) order by first_sequence desc, first_line desc limit 1`, int64(at.Sequence), at.Line))
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, fmt.Errorf("%s: %w", at, ledger.ErrNotFound)
+	}
+	if err != nil {
+		return 0, err
+	}
+	index, found := r.number*tileWidth, false
+	if err := r.each(func(sequence uint64, line, lines int64) bool {
+		if sequence < at.Sequence {
+			index += lines
+			return true
+		}
+		found = int64(at.Line) >= line && int64(at.Line) < line+lines
+		index += int64(at.Line) - line
+		return false
+	}); err != nil {
+		return 0, err
+	}
+	if !found {
+		return 0, fmt.Errorf("%s: %w", at, ledger.ErrNotFound)
+	}
+	return index, nil
+}
+
+// Place is where the event of a leaf stands. It fails with [ledger.ErrNotFound]
+// where the tree has no such leaf.
+func (l *Log) Place(ctx context.Context, stream string, index int64) (audit.Place, error) {
+	at := audit.Place{Stream: stream}
+	r, err := l.run(ctx, stream, index/tileWidth)
+	if err != nil {
+		return at, err
+	}
+	left, found := index%tileWidth, false
+	err = r.each(func(sequence uint64, line, lines int64) bool {
+		if left >= lines {
+			left -= lines
+			return true
+		}
+		at.Sequence, at.Line, found = sequence, int(line+left), true
+		return false
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("leaf %d of %s: %w", index, stream, ledger.ErrNotFound)
+	}
+	return at, err
+}
+
+func (l *Log) run(ctx context.Context, stream string, tile int64) (r run, err error) {
+	err = r.scan(l.o.Pool.QueryRow(ctx, `select `+runColumns+` from keyledger.`+Tree{stream}.Table()+` where level = 0 and number = $1`, tile))
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = fmt.Errorf("tile %d of %s: %w", tile, stream, ledger.ErrNotFound)
+	}
+	return r, err
+}
+
+// holds says whether a tree of a size has a tile.
+func holds(size int64, t tlog.Tile) bool {
+	if t.H != tileHeight || t.L > levels || t.N < 0 || t.W < 1 || t.W > tileWidth {
+		return false
+	}
+	n := size
+	if t.L > 0 {
+		n >>= tileHeight * t.L
+	}
+	return t.N <= (n-int64(t.W))/tileWidth && t.N*tileWidth+int64(t.W) <= n
+}
+
+// Tile is a tile of hashes, or for level -1 a bundle of leaves, of what is signed. It
+// fails with [ledger.ErrNotFound] beyond that.
+func (l *Log) Tile(ctx context.Context, stream string, t tlog.Tile) ([]byte, error) {
+	signed, err := l.Checkpoint(stream)
+	if err != nil {
+		return nil, err
+	}
+	if !holds(signed.Size, t) {
+		return nil, fmt.Errorf("%s of %s, whose signed tree has %d leaves: %w", TilePath(t), stream, signed.Size, ledger.ErrNotFound)
+	}
+	if t.L < 0 {
+		return l.entries(ctx, stream, t)
+	}
+	data, err := l.TileReader(ctx, stream).ReadTiles([]tlog.Tile{t})
+	if err != nil {
+		return nil, err
+	}
+	return data[0], nil
+}
+
+// entries is a bundle of leaves as C2SP tlog-tiles has it: the text of each behind
+// its length in two bytes. The leaves are made from the stream and compared with
+// the tree.
+func (l *Log) entries(ctx context.Context, stream string, t tlog.Tile) ([]byte, error) {
+	r, err := l.run(ctx, stream, t.N)
+	if err != nil {
+		return nil, err
+	}
+	first, last := uint64(r.firstSequence), uint64(r.firstSequence)
+	if err := r.each(func(sequence uint64, _, _ int64) bool { last = sequence; return true }); err != nil {
+		return nil, err
+	}
+	hashes, err := l.TileReader(ctx, stream).ReadTiles([]tlog.Tile{{H: tileHeight, N: t.N, W: t.W}})
+	if err != nil {
+		return nil, err
+	}
+	var bundle []byte
+	n := 0
+	for record, err := range l.o.Ledger.Read(ctx, stream, first, last) {
+		if err != nil {
+			return nil, err
+		}
+		if record.Sequence == first && int64(record.Line) < r.firstLine {
+			continue
+		}
+		leaf := audit.LeafOf(&record)
+		hash := leaf.Hash()
+		if string(hash[:]) != string(hashes[0][n*tlog.HashSize:(n+1)*tlog.HashSize]) {
+			return nil, fmt.Errorf("%s: %w", leaf.Place, ErrAltered)
+		}
+		text := leaf.Append(nil)
+		bundle = append(binary.BigEndian.AppendUint16(bundle, uint16(len(text))), text...)
+		if n++; n == t.W {
+			return bundle, nil
+		}
+	}
+	return nil, fmt.Errorf("%s has only %d of its %d events, the others were pruned: %w", TilePath(t), n, t.W, ledger.ErrNotFound)
+}
