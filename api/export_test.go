@@ -22,7 +22,7 @@ func Conforms(method, path string, status int, header http.Header, body []byte) 
 	if !strings.HasPrefix(path, "/v1/") || !a.router.Match(match, method, path) {
 		return nil
 	}
-	item := a.huma.OpenAPI().Paths[match.RoutePattern()]
+	item := a.huma.OpenAPI().Paths[strings.Replace(match.RoutePattern(), "/tile/*", "/tile/{level}/{number}", 1)]
 	op := map[string]*huma.Operation{"GET": item.Get, "PUT": item.Put, "POST": item.Post, "PATCH": item.Patch, "DELETE": item.Delete}[method]
 	response := op.Responses[strconv.Itoa(status)]
 	if response == nil {
