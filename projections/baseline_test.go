@@ -90,9 +90,10 @@ func TestRebuildOfPruned(t *testing.T) {
 	}
 	stop()
 
-	// One that was lost whole counts what is left, and its rebuild does, too.
+	// One that was lost whole counts what is left, and its rebuild does, too. (A tree
+	// without its beginning is none: it stops.)
 	fresh := database(t)
-	r, _ = running(t, l, fresh)
+	r, _ = running(t, l, fresh, Usage{})
 	w.caughtUp(r)
 	rebuilt(t, r)
 	if n := scan[int64](t, fresh, `select sum(uses)::bigint from keyledger.last_used_v1`); n != 3 {

@@ -47,6 +47,9 @@ func (p Parts) Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) erro
 	if err != nil {
 		return err
 	}
+	if total == 0 && len(batch) > 0 && batch[0].Sequence != 1 {
+		return fmt.Errorf("%s is read from sequence %d: what its parts held before is not known", p.Stream, batch[0].Sequence)
+	}
 	each(func(s audit.Scope, leaf tlog.Hash) { changed[s].Add(leaf) })
 
 	n := len(order) + 1
