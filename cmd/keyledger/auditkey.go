@@ -9,8 +9,8 @@ import (
 	"github.com/keyledger/keyledger/events"
 )
 
-// logKeys are the keys of the audit log as the API answers them.
-type logKeys struct {
+// listedKeys are the keys of the audit log as the API answers them.
+type listedKeys struct {
 	Name string `json:"name"`
 	Key  string `json:"key"`
 	Keys []struct {
@@ -52,7 +52,7 @@ func (a *app) printLogKeys(cmd *cobra.Command, q call) error {
 	if a.asJSON {
 		return a.printJSON(r.body)
 	}
-	var k logKeys
+	var k listedKeys
 	if err := r.decode(&k); err != nil {
 		return err
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 
@@ -31,7 +30,8 @@ type provenEvent struct {
 }
 
 func (a *app) auditProveCommand() *cobra.Command {
-	var file, key string
+	var file string
+	var keys []string
 	cmd := &cobra.Command{
 		Use: "prove STREAM SEQUENCE [LINE]", Short: "Prove that an event stands in the signed log, and check it here",
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -59,60 +59,35 @@ the one that you were given by another way.`,
 					return usageError("LINE is a number from 0")
 				}
 			}
-			return a.auditProve(cmd, at, key, file)
+			return a.auditProve(cmd, at, keys, file)
 		},
 	}
 	cmd.Flags().StringVarP(&file, "output", "o", "", "keep the proof in this file")
-	cmd.Flags().StringVar(&key, "log-key", "", "verifier key of the log, or a file that holds it")
+	cmd.Flags().StringArrayVar(&keys, "log-key", nil, "verifier key of the log, or a file of them; may be given more than once")
 	cmd.ValidArgsFunction = cobra.FixedCompletions([]string{"ledger", "usage", "ops", "feed"}, cobra.ShellCompDirectiveNoFileComp)
 	return cmd
 }
 
-// readLogKeys reads verifier keys, or the file that holds them, one a line.
-func readLogKeys(given string) (keys []note.Verifier, err error) {
-	if !strings.Contains(given, "+") {
-		b, err := os.ReadFile(given)
-		if err != nil {
-			return nil, fmt.Errorf("--log-key: %w", err)
-		}
-		given = string(b)
-	}
-	for line := range strings.Lines(given) {
-		if line = strings.TrimSpace(line); line == "" {
-			continue
-		}
-		v, err := note.NewVerifier(line)
-		if err != nil {
-			return nil, usageError("--log-key holds no verifier key, as `keyledger audit key` prints it")
-		}
-		keys = append(keys, v)
-	}
-	if len(keys) == 0 {
-		return nil, usageError("--log-key holds no verifier key, as `keyledger audit key` prints it")
-	}
-	return keys, nil
-}
-
-func (a *app) auditProve(cmd *cobra.Command, at audit.Place, key, file string) error {
+func (a *app) auditProve(cmd *cobra.Command, at audit.Place, given []string, file string) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	if key == "" {
+	if len(given) == 0 {
 		r, err := c.do(cmd.Context(), call{method: http.MethodGet, path: path("audit", "log", "key")})
 		if err != nil {
 			return err
 		}
-		var k logKeys
+		var k listedKeys
 		if err := r.decode(&k); err != nil {
 			return err
 		}
 		for _, one := range k.Keys {
-			key += one.Key + "\n"
+			given = append(given, one.Key)
 		}
 		a.note("the key was asked from the service itself; check with one that you were given: --log-key")
 	}
-	keys, err := readLogKeys(key)
+	keys, err := logKeys(given)
 	if err != nil {
 		return err
 	}
