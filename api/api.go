@@ -54,9 +54,9 @@ type Deps struct {
 	Runner   *projections.Runner // likewise
 	AuditLog *merkle.Log         // proves; nil: nobody signs here
 
-	// Durable makes POST /v1/verify wait until a use is on disk, and answer
-	// AUDIT_UNAVAILABLE where it cannot be.
-	Durable bool
+	// DurableTime is how long POST /v1/verify waits until a use is on disk, to answer
+	// AUDIT_UNAVAILABLE where it is not by then; zero: it does not wait.
+	DurableTime time.Duration
 
 	// Authz answers forward-auth, below /v1/authz/ and /v1/authz-answers/; nil:
 	// nobody does. It asks for the proxy's credential itself.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyledger/keyledger/api"
 )
@@ -36,7 +37,10 @@ func BenchmarkVerify(b *testing.B) {
 	body := fmt.Sprintf(`{"keyspace":"pb","key":%q,"method":"GET","path":"/v1/parcels/17","ip":"203.0.113.7"}`, secret)
 	for _, mode := range []string{"async", "durable"} {
 		deps := s.deps
-		deps.Metrics, deps.Durable = nil, mode == "durable"
+		deps.Metrics = nil
+		if mode == "durable" {
+			deps.DurableTime = time.Second
+		}
 		handler := api.New(deps)
 		caller := func() func() {
 			r, err := http.NewRequestWithContext(b.Context(), "POST", s.url+"/v1/verify", nil)
@@ -58,7 +62,7 @@ func BenchmarkVerify(b *testing.B) {
 		}
 		b.Run(mode, func(b *testing.B) {
 			b.ReportAllocs()
-			if deps.Durable {
+			if deps.DurableTime > 0 {
 				b.SetParallelism(64)
 				b.RunParallel(func(p *testing.PB) {
 					for call := caller(); p.Next(); {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -204,7 +203,7 @@ func (a *API) answerDecision(ctx context.Context, w http.ResponseWriter, in *Ver
 		if in.Cost != nil {
 			use.CostMicros = *in.Cost
 		}
-		if !a.Durable {
+		if a.DurableTime == 0 {
 			a.Verifier.Record(&d, &req, use)
 		} else if !a.recordDurably(ctx, &d, &req, use) {
 			d.Valid, d.Code = false, domain.CodeAuditUnavailable
@@ -213,11 +212,8 @@ func (a *API) answerDecision(ctx context.Context, w http.ResponseWriter, in *Ver
 	return writeDecision(w, &d, &req, requestID, buffer)
 }
 
-// durableTime is how long a use may take to its disk, as on every way in.
-const durableTime = 2 * time.Second
-
 func (a *API) recordDurably(ctx context.Context, d *verify.Decision, req *domain.Request, use verify.Use) bool {
-	ctx, stop := context.WithTimeout(ctx, durableTime)
+	ctx, stop := context.WithTimeout(ctx, a.DurableTime)
 	defer stop()
 	return a.Verifier.RecordDurably(ctx, d, req, use) == nil
 }

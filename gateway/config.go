@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -97,13 +98,24 @@ func ParseConfig(b []byte) (Config, error) {
 	return c, c.Validate()
 }
 
+// DurableTime is how long a request may wait until its use is durable; zero where
+// that is not waited for. It fails where Audit is neither async nor strict.
+func (c *Config) DurableTime() (time.Duration, error) {
+	switch c.Audit {
+	case "", AuditAsync:
+		return 0, nil
+	case AuditStrict:
+		return cmp.Or(c.AuditTimeout, 2*time.Second), nil
+	}
+	return 0, fmt.Errorf("audit: %q is not known: write async or strict", c.Audit)
+}
+
 // Validate reports everything that is wrong, with its path.
 func (c *Config) Validate() error {
 	_, err := compileRoutes(c.Routes)
 	problems := []error{err}
-	if c.Audit != "" && c.Audit != AuditAsync && c.Audit != AuditStrict {
-		problems = append(problems, fmt.Errorf("audit: %q is not known: write async or strict", c.Audit))
-	}
+	_, err = c.DurableTime()
+	problems = append(problems, err)
 	_, err = inbound.ParseProxies(c.TrustedProxies)
 	return errors.Join(append(problems, err)...)
 }

@@ -181,7 +181,10 @@ func (r *rival) start(ctx context.Context) (*contenderReady, error) {
 	switch r.Name {
 	case "verify", "strict":
 		d := apiDeps(ctx, r.node)
-		d.Queries, d.Durable = nil, r.Name == "strict"
+		d.Queries = nil
+		if r.Name == "strict" {
+			d.DurableTime = 2 * time.Second
+		}
 		handler = api.New(d)
 	case "gateway":
 		gw, err := gateway.New(gateway.Config{

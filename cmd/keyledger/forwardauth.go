@@ -55,7 +55,11 @@ func forwardAuth(n *node, c gateway.Config) (*authz.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return authz.New(n.verifier, authz.Options{Durable: c.Audit == gateway.AuditStrict, DurableTime: c.AuditTimeout, Before: before}), nil
+	durable, err := c.DurableTime()
+	if err != nil {
+		return nil, err
+	}
+	return authz.New(n.verifier, authz.Options{Durable: durable > 0, DurableTime: durable, Before: before}), nil
 }
 
 // endpoints are those of the settings.

@@ -51,6 +51,9 @@ func (a *app) serveCommand() *cobra.Command {
 				}
 				deps := apiDeps(ctx, n)
 				deps.Authz = z
+				if deps.DurableTime, err = s.Gateway.DurableTime(); err != nil {
+					return err
+				}
 				e, err := n.open(ctx, s, "the API", "127.0.0.1:7070", api.New(deps))
 				if err != nil {
 					return err

@@ -176,6 +176,8 @@ func newWorld(t testing.TB, routes []gateway.Route) *world {
 		if name == mute {
 			config.Audit, config.AuditTimeout = gateway.AuditStrict, 50*time.Millisecond
 		}
+		durable, err := config.DurableTime()
+		w.ok(err)
 		g, err := gateway.New(config, node.verifier, node.recorder, log)
 		w.ok(err)
 		plain, secure := httptest.NewServer(g), httptest.NewTLSServer(g)
@@ -185,7 +187,7 @@ func newWorld(t testing.TB, routes []gateway.Route) *world {
 		w.clients[name] = newClient(w.plain[name], w.secure[name])
 		t.Cleanup(w.clients[name].CloseIdleConnections)
 		w.api[name] = api.New(api.Deps{
-			Commands: cmds, Ring: ring, Ledger: l, Verifier: node.verifier, Recorder: node.recorder, Durable: name == mute,
+			Commands: cmds, Ring: ring, Ledger: l, Verifier: node.verifier, Recorder: node.recorder, DurableTime: durable,
 			Seal: sealed, Queries: queries.New(pool), Runner: runner, Version: "test", Log: log, Now: w.now,
 		})
 	}
