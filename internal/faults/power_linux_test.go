@@ -15,10 +15,13 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/internal/testenv"
+	"github.com/keyledger/keyledger/internal/testenv/check"
 )
 
 // disk is a directory that can lose what was written and not synced.
@@ -130,7 +133,14 @@ func powerCut(t *testing.T, d disk, synced bool) (lost int, refused string) {
 	one.process.Kill()
 	b.start()
 	lost = len(keys) - stored(t, b, keys)
-	t.Logf("synced %t: %d of %d answered keys lost", synced, lost, len(keys))
+	broken := unheld(t, b, s.postgres)
+	t.Logf("synced %t: %d of %d answered keys lost, %d signed checkpoints no longer held", synced, lost, len(keys), len(broken))
+	if synced && len(broken) > 0 {
+		t.Errorf("What was signed does not hold: %s", strings.Join(broken, "\n"))
+	}
+	if !synced && len(broken) == 0 {
+		t.Error("All that was signed holds without syncing: the cut proves nothing about it.")
+	}
 	one.launch()
 	select {
 	case <-one.process.Done():
@@ -138,9 +148,37 @@ func powerCut(t *testing.T, d disk, synced bool) (lost int, refused string) {
 	case <-ready(one):
 	}
 	invariants(t, b.url, s.postgres, 1, s.seen)
+	if a, err := s.client(one).once(t.Context(), http.MethodGet, "/readyz", "", nil); err != nil || !strings.Contains(string(a.body), `"audit log":{"ok":true}`) {
+		t.Errorf("The audit log is in doubt after the cut: %v %s", err, a.body)
+	}
 	one.process.Kill()
 	b.process.Kill()
 	return lost, ""
+}
+
+// unheld are the checkpoints which PostgreSQL remembers and the streams do not give
+// any more.
+func unheld(t *testing.T, b *broker, postgres string) []string {
+	t.Helper()
+	pool, err := pgxpool.New(t.Context(), postgres)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	var signed bool
+	if err := pool.QueryRow(t.Context(), `select exists (select from keyledger.log_checkpoints where size > 0)`).Scan(&signed); err != nil || !signed {
+		t.Fatalf("Nothing was signed before the cut: %v", err)
+	}
+	l, err := ledger.Open(t.Context(), b.connect(t), ledger.Options{ReadOnly: true, AllowUnverifiedSync: true})
+	if err != nil {
+		return []string{err.Error()}
+	}
+	defer l.Close()
+	wrong, err := check.Signed(t.Context(), l, pool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wrong
 }
 
 // ready is closed when the service answers.

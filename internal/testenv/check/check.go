@@ -39,7 +39,8 @@ const patience = 30 * time.Second
 // gap and every body decodes; an id is there once; at each key version one
 // fact holds; FEED holds each such fact once, in order, in its public form; the
 // rows of every projection equal a rebuild from the first record; and no secret
-// stands in a body, a row or a line of the log.
+// stands in a body, a row or a line of the log; every checkpoint that was signed has
+// the root that the stream gives at its size.
 func Ledger(t testing.TB, s Subject) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 2*patience)
@@ -56,6 +57,13 @@ func Ledger(t testing.TB, s Subject) {
 	if s.Pool != nil {
 		s.projections(ctx, t, l)
 		s.rows(ctx, t)
+		wrong, err := Signed(ctx, l, s.Pool)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, w := range wrong {
+			t.Error(w)
+		}
 	}
 	for _, secret := range s.Secrets {
 		if strings.Contains(s.Log, secret) {
