@@ -218,11 +218,11 @@ func TestKillsOfSigners(t *testing.T) {
 	c := newContest(t, false)
 	n := times(8, 100)
 	for range n {
-		<-time.After(rand.N(300 * time.Millisecond))
 		i := rand.IntN(2)
-		if rand.IntN(4) > 0 {
+		if rand.IntN(8) > 0 {
 			c.process[i].WaitOutput("signing", patience)
 		}
+		<-time.After(rand.N(600 * time.Millisecond))
 		c.process[i].Kill()
 		if out := c.process[i].Output(); strings.Contains(out, "nothing is signed") {
 			t.Errorf("something was doubted: %s", out)
