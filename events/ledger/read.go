@@ -71,6 +71,19 @@ var ErrNotFound = errors.New("no message there")
 // At reads the records of one message: one, or the lines of a page. It fails
 // with [ErrNotFound].
 func (l *Ledger) At(ctx context.Context, stream string, sequence uint64) ([]events.Record, error) {
+	m, err := l.stored(ctx, stream, sequence)
+	if err != nil {
+		return nil, err
+	}
+	records, err := decode(nil, stream, sequence, m.subject, m.body)
+	if refusal, ok := errors.AsType[*RefusalError](err); ok {
+		return nil, l.refuse(stream, refusal)
+	}
+	return records, err
+}
+
+// stored reads one message. It fails with [ErrNotFound].
+func (l *Ledger) stored(ctx context.Context, stream string, sequence uint64) (*message, error) {
 	m, err := l.direct(ctx, stream, sequence)
 	if err != nil {
 		// A replica may be behind; the leader is not.
@@ -82,11 +95,7 @@ func (l *Ledger) At(ctx context.Context, stream string, sequence uint64) ([]even
 	if err != nil {
 		return nil, fmt.Errorf("read %s at %d: %w", stream, sequence, err)
 	}
-	records, err := decode(nil, stream, sequence, m.subject, m.body)
-	if refusal, ok := errors.AsType[*RefusalError](err); ok {
-		return nil, l.refuse(stream, refusal)
-	}
-	return records, err
+	return m, nil
 }
 
 // direct reads one message from any replica, without base64.

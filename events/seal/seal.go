@@ -33,6 +33,7 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -101,12 +102,16 @@ type Keys struct {
 	destroyed map[string]uint64
 
 	forgotten atomic.Uint64 // grows with everything that leaves the cache because it may be destroyed
+
+	blindRoot [32]byte // see [Keys.Blind]
+	blind     sync.Map // keyspace -> []byte
 }
 
 type dataKey struct {
 	cipher.AEAD // nil: there is none, what came before the erasure is all that can be sealed
 	revision    uint64
-	again       bool // made after an earlier key of the same id was destroyed
+	again       bool   // made after an earlier key of the same id was destroyed
+	mark        uint32 // see [Keys.OpenMarked]
 
 	// What happened before erased is sealed with lost, a random key that is kept
 	// nowhere: it came too late to be read.
@@ -149,6 +154,7 @@ func Open(ctx context.Context, js jetstream.JetStream, master Master, replicas i
 	k := &Keys{
 		kv: kv, conn: js.Conn(), js: js, master: aead, stop: stop,
 		cache: make(map[string]*dataKey), destroyed: make(map[string]uint64),
+		blindRoot: [32]byte(derived(master[:], "blind index")),
 	}
 	if err := k.check(ctx); err != nil {
 		stop()
@@ -341,21 +347,26 @@ func (k *Keys) Open(ctx context.Context, s *events.Sealed) (string, error) {
 	if s == nil {
 		return "", nil
 	}
+	plain, _, err := k.open(ctx, s)
+	return plain, err
+}
+
+func (k *Keys) open(ctx context.Context, s *events.Sealed) (string, *dataKey, error) {
 	key, err := k.cached(s.Key), error(nil)
 	if key == nil {
 		if key, err = k.load(ctx, s.Key, time.Time{}); err != nil {
-			return "", err
+			return "", nil, err
 		}
 	}
 	box, err := base64.StdEncoding.DecodeString(s.Box)
 	if err != nil {
-		return "", ErrTampered
+		return "", nil, ErrTampered
 	}
 	plain, err := unseal(key.AEAD, box, s.Key)
 	if err != nil && key.again {
-		return "", ErrErased // sealed with the key before this one
+		return "", nil, ErrErased // sealed with the key before this one
 	}
-	return string(plain), err
+	return string(plain), key, err
 }
 
 // Prime makes the data keys with these ids ready in memory, several at a time,
@@ -478,6 +489,7 @@ func (k *Keys) unwrap(e jetstream.KeyValueEntry) (_ *dataKey, err error) {
 	if key.AEAD, err = newAEAD(raw); err != nil {
 		return nil, fmt.Errorf("the data key %s in the bucket %s has the wrong length: restore the bucket", e.Key(), Bucket)
 	}
+	key.mark = binary.BigEndian.Uint32(derived(raw, "mark"))
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.destroyed[e.Key()] > key.revision {
