@@ -52,8 +52,10 @@ type Table struct {
 	ByKeyAlone bool
 }
 
-// All are the projections of this program.
-func All() []Projection { return append([]Projection{Keys{}, LedgerCopy{}, Usage{}}, trees()...) }
+// All are the projections that need nothing but their stream.
+func All() []Projection {
+	return append([]Projection{Keys{}, LedgerCopy{}, Usage{}, Uses{}}, trees()...)
+}
 
 // place is a record's message: what a position points at.
 type place struct {

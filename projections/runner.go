@@ -71,9 +71,10 @@ type Runner struct {
 
 // New makes a runner of all projections. It does nothing until [Runner.Run];
 // rebuilding and waiting work without it. The pool is used for short reads;
-// each projection has a connection of its own besides.
-func New(l *ledger.Ledger, pool *pgxpool.Pool, log *slog.Logger) *Runner {
-	return newRunner(l, pool, log, All())
+// each projection has a connection of its own besides. More are those that not
+// every process can write, such as [Addresses].
+func New(l *ledger.Ledger, pool *pgxpool.Pool, log *slog.Logger, more ...Projection) *Runner {
+	return newRunner(l, pool, log, append(All(), more...))
 }
 
 func newRunner(l *ledger.Ledger, pool *pgxpool.Pool, log *slog.Logger, all []Projection) *Runner {
@@ -318,6 +319,9 @@ func messages(batch []events.Record) func(yield func([]events.Record) bool) {
 // permanent says whether trying again cannot help: the error is about the data,
 // not about the connection, the server's state or another transaction.
 func permanent(err error) bool {
+	if _, away := errors.AsType[awayError](err); away {
+		return false
+	}
 	pg, ok := errors.AsType[*pgconn.PgError](err)
 	if !ok {
 		return true
