@@ -53,6 +53,7 @@ type Deps struct {
 	Queries  *queries.Queries    // nil: there are no read models, and lists answer 503
 	Runner   *projections.Runner // likewise
 	AuditLog *merkle.Log         // proves; nil: nobody signs here
+	Index    *projections.Index  // of uses; nil: they are found by reading
 
 	// DurableTime is how long POST /v1/verify waits until a use is on disk, to answer
 	// AUDIT_UNAVAILABLE where it is not by then; zero: it does not wait.

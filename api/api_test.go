@@ -80,7 +80,8 @@ func (s *service) withPostgres() {
 		s.t.Fatal(err)
 	}
 	s.pool, s.deps.Queries = pool, queries.New(pool)
-	s.deps.Runner = projections.New(s.ledger, pool, slog.New(slog.DiscardHandler))
+	s.deps.Runner = projections.New(s.ledger, pool, slog.New(slog.DiscardHandler), projections.Addresses{Keys: s.deps.Seal})
+	s.deps.Index = projections.NewIndex(pool, s.deps.Seal)
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { s.deps.Runner.Run(ctx) })

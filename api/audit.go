@@ -59,6 +59,8 @@ func (a *API) audit() {
 		queryParam("keyspace", "Of this keyspace.", &huma.Schema{Type: "string"}),
 		queryParam("owner", "Of this owner.", &huma.Schema{Type: "string"}),
 		queryParam("key", "Of this key.", &huma.Schema{Type: "string"}),
+		queryParam("endpoint", "Uses and refusals at this path, as it was recorded: without its query.", &huma.Schema{Type: "string", Examples: []any{"/v1/parcels"}}),
+		queryParam("ip", "Uses and refusals from this address; of IPv6 also those folded by its /64. For operators and auditors.", &huma.Schema{Type: "string", Examples: []any{"203.0.113.7"}}),
 		queryParam("type", "Of this type; several with commas.", &huma.Schema{Type: "string", Examples: []any{"key.revoked"}}),
 		queryParam("actor", "Caused by this actor: its id, or type:id.", &huma.Schema{Type: "string"}),
 	}
@@ -97,9 +99,10 @@ func (a *API) audit() {
 // auditFilter reads the query of an audit call.
 func (a *API) auditFilter(r *http.Request) (f queries.AuditFilter, asked map[string]string, err error) {
 	asked = map[string]string{}
-	for name, values := range r.URL.Query() {
-		if values[0] != "" {
-			asked[name] = values[0]
+	given := r.URL.Query()
+	for _, name := range []string{"keyspace", "owner", "key", "endpoint", "ip", "type", "actor", "from", "to", "after", "limit"} {
+		if value := given.Get(name); value != "" {
+			asked[name] = value
 		}
 	}
 	var wrong []Detail
@@ -113,7 +116,7 @@ func (a *API) auditFilter(r *http.Request) (f queries.AuditFilter, asked map[str
 		}
 		return at
 	}
-	f = queries.AuditFilter{Keyspace: asked["keyspace"], Owner: asked["owner"], Key: asked["key"], Actor: asked["actor"],
+	f = queries.AuditFilter{Keyspace: asked["keyspace"], Owner: asked["owner"], Key: asked["key"], Endpoint: asked["endpoint"], IP: asked["ip"], Actor: asked["actor"],
 		From: moment("from"), To: moment("to"), After: asked["after"]}
 	// The facts of a key stand on one subject, which only its owner tells.
 	if k := a.Ring.Key(f.Key); k != nil && f.Keyspace == "" && f.Owner == "" && callOf(r.Context()).authority.Reaches(k.Keyspace, k.Owner) {
@@ -132,9 +135,15 @@ func (a *API) auditFilter(r *http.Request) (f queries.AuditFilter, asked map[str
 	if len(wrong) > 0 {
 		return f, nil, unprocessable(wrong...)
 	}
+	if f.IP != "" && a.opener(callOf(r.Context())) == nil {
+		return f, nil, problem(http.StatusForbidden, "FORBIDDEN", "Addresses are personal data: only operators and auditors see them.")
+	}
 	err = a.within(r.Context(), &f.Keyspace, &f.Owner, &f.Key, callOf(r.Context()).authority.Reach == nil)
 	return f, asked, err
 }
+
+// streams reads the streams, USAGE with the help of the index.
+func (a *API) streams() *queries.Audit { return queries.NewAudit(a.Ledger).Indexed(a.Index) }
 
 // opener opens personal data for whoever may see it.
 func (a *API) opener(c *call) queries.Opener {
@@ -149,7 +158,7 @@ func (a *API) auditEvents(w http.ResponseWriter, r *http.Request, c *call) error
 	if err != nil {
 		return err
 	}
-	log := queries.NewAudit(a.Ledger)
+	log := a.streams()
 	switch kind := exportType(r.Header.Get("Accept")); kind {
 	case "":
 	default:
@@ -256,16 +265,34 @@ func (a *API) read(ctx context.Context, what string, asked map[string]string, co
 	c := callOf(ctx)
 	filter := maps.Clone(asked)
 	delete(filter, "after")
-	if _, err := events.ParseID("key", filter["actor"]); err != nil && filter["actor"] != "" {
-		filter["actor"] = "…" // people paste secrets; what is recorded stays
+	// People paste secrets, and what is recorded stays: of what the log does not hold
+	// anyway it is recorded that it was asked for, not what it was; so of an address.
+	hide := func(name string, known bool) {
+		if filter[name] != "" && !known {
+			filter[name] = "…"
+		}
 	}
+	_, err := events.ParseID("key", filter["actor"])
+	hide("actor", err == nil)
+	hide("owner", slices.ContainsFunc(a.Ring.Keyspaces(), func(k *domain.Keyspace) bool {
+		return a.Ring.Owner(k.Document.Keyspace, filter["owner"]) != nil
+	}))
+	hide("key", a.Ring.Key(filter["key"]) != nil)
+	hide("endpoint", count > 0) // then it stands in USAGE
+	hide("ip", false)
 	e := events.New(events.AuditRead{What: what, Filter: filter, Count: int64(count)}, a.Now())
-	e.Keyspace, e.Owner, e.Key = asked["keyspace"], asked["owner"], asked["key"]
+	e.Keyspace = asked["keyspace"]
+	if filter["owner"] != "…" {
+		e.Owner = filter["owner"]
+	}
+	if filter["key"] != "…" {
+		e.Key = filter["key"]
+	}
 	if reach := c.authority.Reach; reach != nil {
 		e.Keyspace, e.Owner = reach.Keyspace, reach.Owner
 	}
 	e.Actor, e.Via, e.RequestID = c.authority.Actor, c.via(), c.requestID
-	_, err := a.Ledger.AppendOps(ctx, e)
+	_, err = a.Ledger.AppendOps(ctx, e)
 	return err
 }
 
@@ -280,7 +307,7 @@ func (a *API) auditTail(w http.ResponseWriter, r *http.Request, c *call) error {
 	if id := r.Header.Get("Last-Event-ID"); id != "" {
 		f.After = id
 	}
-	log := queries.NewAudit(a.Ledger)
+	log := a.streams()
 	if f.After == "" {
 		if f.After, err = log.Now(r.Context()); err != nil {
 			return unread(err)
@@ -290,7 +317,7 @@ func (a *API) auditTail(w http.ResponseWriter, r *http.Request, c *call) error {
 	// answer has begun.
 	probe := f
 	probe.Limit = 1
-	if _, err := log.Events(r.Context(), probe, nil); err != nil {
+	if _, err := log.Events(r.Context(), probe, a.opener(c)); err != nil {
 		return unread(err)
 	}
 	if err := a.read(r.Context(), "tail", asked, 0); err != nil {

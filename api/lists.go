@@ -270,7 +270,7 @@ func (a *API) usageByIP(ctx context.Context, in *usageInput, f queries.UsageFilt
 	if open == nil {
 		return problem(http.StatusForbidden, "FORBIDDEN", "Addresses are personal data: only operators and auditors see them.")
 	}
-	rows, err := queries.NewAudit(a.Ledger).Usage(ctx, f, in.Bucket, by, open)
+	rows, err := a.streams().Usage(ctx, f, in.Bucket, by, open)
 	if err != nil {
 		return unread(err)
 	}

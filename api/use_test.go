@@ -241,6 +241,60 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+// Uses are found by address and by endpoint, through the index and without it, by
+// whoever may see addresses. That somebody looked is recorded, not for which address
+// or for what else they typed.
+func TestAuditByAddressAndEndpoint(t *testing.T) {
+	s := start(t)
+	s.configure("pb")
+	_, secret := s.create(nil)
+	for _, ip := range []string{"203.0.113.7", "203.0.113.8", "2001:db8::1"} {
+		s.verify(s.root, map[string]any{"key": secret, "ip": ip, "method": "GET", "path": "/v1/x?y"})
+	}
+	s.verify(s.root, map[string]any{"key": "pb_live_unknown", "ip": "2001:db8::2"})
+	s.verify(s.root, map[string]any{"key": secret, "ip": "203.0.113.7", "method": "GET", "path": "/v1/z"})
+	s.flush()
+	manager := s.must("POST", "/v1/root-keys", s.root, `{"name":"m","role":"manager","keyspace":"pb","owner":"org_1"}`).json["secret"].(string)
+	for _, indexed := range []bool{false, true} {
+		if indexed {
+			s.withPostgres()
+			head, err := s.ledger.Head(t.Context(), events.Usage)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range []string{"uses_v1", "addresses_v1"} {
+				if err := s.deps.Runner.Wait(t.Context(), name, head); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for query, want := range map[string]int{
+			"ip=203.0.113.7": 2, "ip=203.0.113.7&endpoint=/v1/z": 1, "ip=::ffff:203.0.113.8": 1, "ip=198.51.100.1": 0,
+			"ip=2001:db8::1": 2, // and the refusal of its network
+			"ip=2001:db8::3": 1, "endpoint=/v1/x": 3, "endpoint=/v1/x&keyspace=pb&owner=org_1": 3, "endpoint=/v1/y": 0,
+		} {
+			if a := s.must("GET", "/v1/audit/events?"+query, s.root, ""); len(a.json["events"].([]any)) != want {
+				t.Errorf("%s (index: %v) answers %s, not %d events", query, indexed, a.body, want)
+			}
+		}
+		s.refused(s.do("GET", "/v1/audit/events?ip=203.0.113.7", manager, ""), 403, "FORBIDDEN")
+		s.refused(s.do("GET", "/v1/audit/tail?ip=203.0.113.7", manager, ""), 403, "FORBIDDEN")
+		s.refused(s.do("GET", "/v1/audit/events?ip=localhost", s.root, ""), 422, "INVALID")
+		s.must("GET", "/v1/audit/events?endpoint=/v1/x", manager, "")
+	}
+	s.must("GET", "/v1/audit/events?owner="+secret, s.root, "")
+	s.must("GET", "/v1/audit/events?endpoint="+secret, s.root, "")
+	reads := string(s.must("GET", "/v1/audit/events?type=audit.read", s.root, "").body)
+	if !strings.Contains(reads, `"ip":"…"`) || !strings.Contains(reads, `"endpoint":"/v1/x"`) || !strings.Contains(reads, `"owner":"…"`) {
+		t.Errorf("what was asked is recorded as %s", reads)
+	}
+	for _, hidden := range []string{"203.0.113.7", "2001:db8", secret} {
+		if strings.Contains(reads, hidden) {
+			t.Errorf("%s is recorded", hidden)
+		}
+	}
+}
+
 // A tail goes on behind the last event that was seen.
 func TestTail(t *testing.T) {
 	s := start(t)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -18,15 +19,24 @@ import (
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/projections"
 )
 
 // Audit reads the audit log: the streams LEDGER, USAGE and OPS themselves, as
 // one list. Each stream keeps its order; between them, records are merged by
 // the time in their envelope.
-type Audit struct{ ledger *ledger.Ledger }
+type Audit struct {
+	ledger *ledger.Ledger
+	index  *projections.Index // nil: none
+}
 
 // NewAudit reads from an open ledger.
-func NewAudit(l *ledger.Ledger) *Audit { return &Audit{l} }
+func NewAudit(l *ledger.Ledger) *Audit { return &Audit{ledger: l} }
+
+// Indexed asks an index where in USAGE to look, and reads from the stream what the
+// index does not know yet, or all of it where it cannot be asked. What is answered
+// is the same without it.
+func (a *Audit) Indexed(x *projections.Index) *Audit { return &Audit{a.ledger, x} }
 
 // Opener opens sealed personal data; [seal.Keys] is one.
 type Opener interface {
@@ -35,11 +45,13 @@ type Opener interface {
 
 // AuditFilter says which records; empty fields do not filter. A page costs
 // least where Keyspace, Owner and Key are all given: LEDGER then has one subject
-// for it. What USAGE holds about a key is found by reading it.
+// for it. Uses of a key, an owner, an endpoint or an address are found by the index.
 type AuditFilter struct {
 	Keyspace string
 	Owner    string
 	Key      string
+	Endpoint string // as a fact of USAGE names it; of the other streams then nothing
+	IP       string // source address, or network, likewise; whoever asks MUST be allowed to see addresses
 	Types    []string
 	Actor    string      // its id, or type:id
 	From     events.Time // of the fact, inclusive
@@ -137,7 +149,7 @@ type source struct {
 	pending events.Record
 	found   bool // pending is one to hand on
 	time    events.Time
-	pull    func() (events.Record, error, bool)
+	pull    func() (step, error, bool)
 	stop    func()
 	end     uint64 // last sequence that is looked at
 }
@@ -149,6 +161,9 @@ type query struct {
 	open  Opener
 	types map[string]bool
 	left  int // records that may still be read; negative: any number
+
+	forms  []string // of f.IP
+	erased sync.Map // ids of data keys that are gone -> time.Time when that was seen
 }
 
 func (a *Audit) query(f AuditFilter, o Opener, budget int) (*query, error) {
@@ -172,6 +187,17 @@ func (a *Audit) query(f AuditFilter, o Opener, budget int) (*query, error) {
 			return nil, invalid(path, "is not an id", "send the id")
 		}
 	}
+	if f.IP != "" {
+		if o == nil {
+			return nil, invalid("ip", "is personal data, which nobody opens here", "leave it out")
+		}
+		if _, err := netip.ParsePrefix(f.IP); err != nil {
+			if _, err := netip.ParseAddr(f.IP); err != nil {
+				return nil, invalid("ip", "is not an address", "send one, such as 203.0.113.7 or 2001:db8::1")
+			}
+		}
+		q.forms = projections.Forms(f.IP)
+	}
 	if f.From != 0 && f.To != 0 && f.From >= f.To {
 		return nil, invalid("to", "is not after from", "send a later one")
 	}
@@ -192,6 +218,9 @@ func streamOf(eventType string) string {
 
 // reads says whether a stream can hold anything that is asked for.
 func (q *query) reads(stream string) bool {
+	if stream != events.Usage && (q.f.IP != "" || q.f.Endpoint != "") {
+		return false
+	}
 	if len(q.types) == 0 {
 		return true
 	}
@@ -232,12 +261,19 @@ func cmpOr(s, otherwise string) string {
 	return s
 }
 
-func (q *query) matches(e *events.Envelope) bool {
+func (q *query) matches(ctx context.Context, e *events.Envelope) (bool, error) {
 	f := &q.f
-	return (f.Keyspace == "" || e.Keyspace == f.Keyspace) && (f.Owner == "" || e.Owner == f.Owner) && (f.Key == "" || e.Key == f.Key) &&
+	if !((f.Keyspace == "" || e.Keyspace == f.Keyspace) && (f.Owner == "" || e.Owner == f.Owner) && (f.Key == "" || e.Key == f.Key) &&
 		(q.types == nil || q.types[e.Type]) &&
 		(f.Actor == "" || e.Actor.ID == f.Actor || e.Actor.Type+":"+e.Actor.ID == f.Actor) &&
-		(f.From == 0 || e.Time >= f.From) && (f.To == 0 || e.Time < f.To)
+		(f.From == 0 || e.Time >= f.From) && (f.To == 0 || e.Time < f.To) &&
+		(f.Endpoint == "" || projections.EndpointOf(e.Data) == f.Endpoint)) {
+		return false, nil
+	}
+	if f.IP == "" {
+		return true, nil
+	}
+	return q.from(ctx, projections.AddressOf(e.Data))
 }
 
 // source begins to read a stream behind a place; nil: there is nothing, and the
@@ -277,20 +313,41 @@ func (q *query) source(ctx context.Context, index int, place *spot) (*source, er
 		}
 		return nil, nil
 	}
-	s.pull, s.stop = iter.Pull2(q.ledger.Read(ctx, stream, from, s.end, q.subjects(stream)...))
+	steps := q.read(ctx, stream, from, s.end)
+	if w := q.wanted(); stream == events.Usage && q.index != nil && w.Helps() {
+		steps = q.located(ctx, w, from, s.end)
+	}
+	s.pull, s.stop = iter.Pull2(steps)
 	return s, nil
+}
+
+// step is what reading a stream came to: a record, or a place behind which to go on.
+type step struct {
+	record events.Record
+	passed spot // where there is no record: everything up to here holds nothing more
+	work   int  // records that were read for it
+}
+
+// read takes a stream as it is.
+func (q *query) read(ctx context.Context, stream string, from, to uint64) iter.Seq2[step, error] {
+	return func(yield func(step, error) bool) {
+		for r, err := range q.ledger.Read(ctx, stream, from, to, q.subjects(stream)...) {
+			if !yield(step{record: r, work: 1}, err) {
+				return
+			}
+		}
+	}
 }
 
 // advance moves a source to its next match. It is false when the budget ran
 // out first.
-func (q *query) advance(s *source) (bool, error) {
+func (q *query) advance(ctx context.Context, s *source) (bool, error) {
 	s.found = false
 	for {
 		if q.left == 0 {
 			return false, nil
 		}
-		q.left--
-		r, err, ok := s.pull()
+		next, err, ok := s.pull()
 		if err != nil {
 			return false, err
 		}
@@ -298,10 +355,22 @@ func (q *query) advance(s *source) (bool, error) {
 			s.at = spot{max(s.end, s.at.sequence), whole}
 			return true, nil
 		}
+		if q.left > 0 {
+			q.left = max(q.left-next.work, 0)
+		}
+		r := next.record
+		if r.Sequence == 0 {
+			s.at = next.passed
+			continue
+		}
 		if r.Sequence == s.at.sequence && r.Line <= s.at.line && s.at.sequence > 0 {
 			continue
 		}
-		if !q.matches(&r.Event) {
+		matches, err := q.matches(ctx, &r.Event)
+		if err != nil {
+			return false, err
+		}
+		if !matches {
 			s.at = spotOf(r)
 			continue
 		}
@@ -350,7 +419,7 @@ func (q *query) run(ctx context.Context, emit func(AuditEvent) bool) (at spots, 
 		return at
 	}
 	for _, s := range sources {
-		if ok, err := q.advance(s); !ok {
+		if ok, err := q.advance(ctx, s); !ok {
 			return places(), false, err
 		}
 	}
@@ -372,7 +441,7 @@ func (q *query) run(ctx context.Context, emit func(AuditEvent) bool) (at spots, 
 		if !emit(e) {
 			return places(), false, nil
 		}
-		if ok, err := q.advance(first); !ok {
+		if ok, err := q.advance(ctx, first); !ok {
 			return places(), false, err
 		}
 	}
@@ -485,8 +554,14 @@ func (q *query) follow(ctx context.Context, at spots, yield func(AuditEvent, err
 		}
 		readers.Go(func() {
 			for r, err := range q.ledger.Follow(ctx, stream, from) {
-				if err == nil && (r.Sequence == after.sequence && r.Line <= after.line || !q.matches(&r.Event)) {
-					continue
+				if err == nil {
+					if r.Sequence == after.sequence && r.Line <= after.line {
+						continue
+					}
+					var matches bool
+					if matches, err = q.matches(ctx, &r.Event); err == nil && !matches {
+						continue
+					}
 				}
 				select {
 				case arrived <- arrival{i, r, err}:

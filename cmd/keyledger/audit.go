@@ -54,12 +54,14 @@ func (a *app) auditCommand() *cobra.Command {
 }
 
 // eventFlags choose events.
-type eventFlags struct{ keyspace, owner, key, kind, actor string }
+type eventFlags struct{ keyspace, owner, key, endpoint, ip, kind, actor string }
 
 func (f *eventFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.keyspace, "keyspace", "", "of this keyspace")
 	cmd.Flags().StringVar(&f.owner, "owner", "", "of this owner")
 	cmd.Flags().StringVar(&f.key, "key", "", "of this key id")
+	cmd.Flags().StringVar(&f.endpoint, "endpoint", "", "uses and refusals at this path, such as /v1/parcels")
+	cmd.Flags().StringVar(&f.ip, "ip", "", "uses and refusals from this address")
 	cmd.Flags().StringVar(&f.kind, "type", "", "of this type, such as key.revoked")
 	cmd.Flags().StringVar(&f.actor, "actor", "", "caused by this actor's id")
 	_ = cmd.RegisterFlagCompletionFunc("type", completeTypes)
@@ -74,7 +76,7 @@ func completeTypes(*cobra.Command, []string, string) ([]string, cobra.ShellCompD
 }
 
 func (f *eventFlags) query() url.Values {
-	return set(url.Values{}, "keyspace", f.keyspace, "owner", f.owner, "key", f.key, "type", f.kind, "actor", f.actor)
+	return set(url.Values{}, "keyspace", f.keyspace, "owner", f.owner, "key", f.key, "endpoint", f.endpoint, "ip", f.ip, "type", f.kind, "actor", f.actor)
 }
 
 var eventHeading = []string{"Time", "Type", "Keyspace", "Owner", "Key", "Place", "Actor"}
@@ -96,6 +98,7 @@ func (a *app) auditListCommand() *cobra.Command {
 		Long: `List events, read from the streams themselves. --format ndjson and csv print
 everything that matches, one event per line; the table and --json print a page.`,
 		Example: `  keyledger audit list --key key_… --from 24h
+  keyledger audit list --ip 203.0.113.7 --from 90d
   keyledger audit list --keyspace parcelbird --type key.revoked --format csv > revoked.csv`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error

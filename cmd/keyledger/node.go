@@ -147,7 +147,7 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}
 	if c.Pool != nil {
 		n.commands = &commands.Commands{Ledger: n.ledger, Ring: n.ring}
-		n.runner = projections.New(n.ledger, c.Pool, c.Log)
+		n.runner = projections.New(n.ledger, c.Pool, c.Log, projections.Addresses{Keys: n.seal})
 		n.done.Go(func() { n.runner.Run(followers) })
 		feed, err := reactors.NewFeed(reactors.FeedOptions{Ledger: n.ledger, Conn: c.Conn, Void: n.ring.Void, Log: c.Log})
 		if err != nil {
@@ -301,7 +301,7 @@ func (n *node) serve(ctx context.Context, health *endpoint, endpoints ...*endpoi
 func apiDeps(ctx context.Context, n *node) api.Deps {
 	return api.Deps{
 		Commands: n.commands, Ring: n.ring, Ledger: n.ledger, Verifier: n.verifier, Recorder: n.recorder,
-		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner, AuditLog: n.log,
+		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner, AuditLog: n.log, Index: projections.NewIndex(n.config.Pool, n.seal),
 		Version: build().Version, Log: n.config.Log, Ready: n.ready, Draining: ctx,
 		Metrics: registry(n),
 	}
