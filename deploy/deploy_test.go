@@ -35,6 +35,7 @@ import (
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/testenv"
 	"github.com/keyledger/keyledger/migrations"
+	"github.com/keyledger/keyledger/projections/merkle"
 	"github.com/keyledger/keyledger/verify"
 	"github.com/keyledger/keyledger/verify/limit"
 	"github.com/keyledger/keyledger/verify/peers"
@@ -340,6 +341,36 @@ func TestCluster(t *testing.T) {
 		t.Errorf("as %s: the data key is destroyed: %v, %v", gateway, done, err)
 	}
 
+	// It signs the audit log; the wrapped key and what was signed are in a bucket that
+	// nobody else writes.
+	pool, err := pgxpool.New(ctx, testenv.Postgres(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	if _, err := migrations.Up(ctx, pool); err != nil {
+		t.Fatal(err)
+	}
+	signing, err := jetstream.New(connect(t, urls, service, servicePassword))
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := merkle.Open(ctx, merkle.Options{Ledger: l, Pool: pool, JetStream: signing, Master: master, Replicas: 3})
+	if err != nil {
+		t.Fatalf("as %s: %v", service, err)
+	}
+	signs, ended := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { _ = log.Run(signs); close(done) }()
+	if _, err := log.Sealed(ctx, events.Feed, 0); err != nil {
+		t.Errorf("as %s: %v", service, err)
+	}
+	if _, err := log.Rotate(ctx, nil); err != nil {
+		t.Errorf("as %s: %v", service, err)
+	}
+	ended()
+	<-done
+
 	// A Go service that verifies in process: follows, counts limits on, decides,
 	// records with personal data sealed.
 	const plain = "bd_live_0123456789abcdefABCDEFxyzXYZ0000"
@@ -451,7 +482,7 @@ func TestCluster(t *testing.T) {
 	passwords := map[string]string{service: servicePassword, gateway: gatewayPassword, verifier: verifierPassword, "subscriber": password("SUBSCRIBER_PASSWORD")}
 	for name, password := range passwords {
 		subjects := []string{"$JS.API.STREAM.CREATE.OTHER", "$JS.API.SERVER.REMOVE", "$JS.API.ACCOUNT.PURGE.KEYLEDGER"}
-		for _, stream := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ, "KV_" + seal.Bucket} {
+		for _, stream := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ, "KV_" + seal.Bucket, "KV_" + merkle.Bucket} {
 			for _, verb := range []string{"STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE", "STREAM.RESTORE", "STREAM.SNAPSHOT"} {
 				subject := "$JS.API." + verb + "." + stream
 				if name != service || !slices.Contains(may, subject) {
@@ -463,6 +494,7 @@ func TestCluster(t *testing.T) {
 			}
 		}
 		if name != service {
+			subjects = append(subjects, "$KV."+merkle.Bucket+".key", "$KV."+merkle.Bucket+".checkpoint.ledger")
 			subjects = append(subjects, "ledger.parcelbird.org_1.key_1", "feed.key.revoked.parcelbird.org_1.key_1", "dlq.feed")
 		}
 		if name == verifier {
