@@ -164,6 +164,7 @@ func build(d Deps) *API {
 	a.forwardAuth()
 	a.audit()
 	a.auditLog()
+	a.auditPast()
 	a.usage()
 	a.status()
 	return a

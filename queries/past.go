@@ -95,6 +95,15 @@ func (p *Past) At(ctx context.Context, path, text string, now time.Time) (Moment
 	return m, nil
 }
 
+// Now is the present end of LEDGER.
+func (p *Past) Now(ctx context.Context, now time.Time) (Moment, error) {
+	head, err := p.ledger.Head(ctx, events.Ledger)
+	if err != nil {
+		return Moment{}, err
+	}
+	return Moment{head, events.At(now)}, p.await(ctx, head)
+}
+
 func (p *Past) atSequence(ctx context.Context, path string, n, head uint64) (Moment, error) {
 	switch {
 	case n == 0:

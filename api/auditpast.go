@@ -1,0 +1,120 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/projections"
+	"github.com/keyledger/keyledger/queries"
+)
+
+// auditPast are the questions about what was: what changed, a key's history, why
+// a request was decided as it was, and what a leaked secret was used for. Like
+// every reading of the log, each is recorded.
+func (a *API) auditPast() {
+	serve(a, route{
+		Operation: huma.Operation{
+			OperationID: "audit-diff", Method: http.MethodGet, Path: "/v1/audit/diff", Tags: []string{"Audit"},
+			Summary:     "What changed between two moments",
+			Description: "The keys, owners and keyspaces that facts of LEDGER behind from and up to to have changed, in the order in which each was first changed: every field before and after, and the events with their actors. What only time changed has no fact: a key that just expired is not listed.",
+		},
+		action: domain.AuditRead, read: true, absent: true,
+	}, a.auditDiff)
+	serve(a, route{
+		Operation: huma.Operation{
+			OperationID: "audit-key-history", Method: http.MethodGet, Path: "/v1/audit/keys/{id}/history", Tags: []string{"Audit"},
+			Summary:     "The history of a key",
+			Description: "Everything that the streams hold about a key, oldest first: each fact with what it changed and who caused it, uses and refusals added up between them, what time did, and declared gaps of its keyspace. A deleted key has its history.",
+		},
+		action: domain.AuditRead, read: true, absent: true,
+	}, a.auditHistory)
+}
+
+// KeyHistory is what happened to a key.
+type KeyHistory struct {
+	Key     Key                    `json:"key" doc:"As it is now."`
+	Entries []queries.HistoryEntry `json:"entries" nullable:"false"`
+}
+
+type historyInput struct {
+	KeyPath
+	Uses bool `query:"uses" default:"true" doc:"false: without uses, refusals and gaps, which USAGE is read for."`
+}
+
+type historyOutput struct{ Body KeyHistory }
+
+func (a *API) auditHistory(ctx context.Context, in *historyInput) (*historyOutput, error) {
+	if err := a.await(ctx, a.Ring.Wait); err != nil {
+		return nil, err
+	}
+	keyspace, owner, id := "", "", in.ID
+	if err := a.within(ctx, &keyspace, &owner, &id, callOf(ctx).authority.Reach == nil); err != nil {
+		return nil, err
+	}
+	entries, _, err := queries.NewAudit(a.Ledger).History(ctx, keyspace, owner, id, in.Uses, a.Now())
+	if err != nil {
+		return nil, unread(err)
+	}
+	out := &historyOutput{KeyHistory{a.view(ctx, a.Ring.Key(id)), entries}}
+	return out, a.read(ctx, "history", map[string]string{"keyspace": keyspace, "owner": owner, "key": id}, len(entries))
+}
+
+type diffInput struct {
+	From     string `query:"from" required:"true" doc:"A time, or a sequence of LEDGER." example:"2026-01-18T12:00:00.000Z"`
+	To       string `query:"to" doc:"Likewise; absent: now."`
+	Keyspace string `query:"keyspace" doc:"Of this keyspace."`
+	Owner    string `query:"owner" doc:"Of this owner."`
+	Key      string `query:"key" doc:"Of this key."`
+	Limit    int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many in a page."`
+	Cursor   string `query:"cursor" doc:"The next_cursor of the page before, with the same filters, from and to; it is of the same moments."`
+}
+
+// AuditDiff is a page of what changed.
+type AuditDiff struct {
+	From       queries.Moment       `json:"from"`
+	To         queries.Moment       `json:"to"`
+	Changed    []queries.Difference `json:"changed" nullable:"false"`
+	NextCursor *string              `json:"next_cursor" doc:"Where the next page begins; null: this is the last."`
+}
+
+type diffOutput struct {
+	LedgerSequence string `header:"Ledger-Sequence" doc:"The sequence of to."`
+	Body           AuditDiff
+}
+
+func (a *API) auditDiff(ctx context.Context, in *diffInput) (*diffOutput, error) {
+	reach := callOf(ctx).authority.Reach
+	asked := map[string]string{"from": in.From, "to": in.To, "keyspace": in.Keyspace, "owner": in.Owner, "key": in.Key}
+	if err := a.within(ctx, &in.Keyspace, &in.Owner, &in.Key, reach == nil); err != nil {
+		return nil, err
+	}
+	f := queries.DiffFilter{Keyspace: in.Keyspace, Owner: in.Owner, Key: in.Key, From: in.From, To: in.To, Limit: in.Limit, Cursor: in.Cursor}
+	out := &diffOutput{}
+	err := a.readModel(ctx, projections.LedgerCopy{}.Name(), func(ctx context.Context, _ *queries.Queries) error {
+		return a.inPast(ctx, func(ctx context.Context, p *queries.Past) (err error) {
+			if out.Body.From, out.Body.To, err = p.Between(ctx, f, a.Now()); err != nil {
+				return err
+			}
+			if err := a.copied(ctx, out.Body.To); err != nil {
+				return err
+			}
+			list, next, err := p.Diff(ctx, f, out.Body.From, out.Body.To)
+			out.Body.Changed, out.Body.NextCursor = list, more(next)
+			out.LedgerSequence = strconv.FormatUint(out.Body.To.Sequence, 10)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	for name, value := range asked {
+		if value == "" {
+			delete(asked, name)
+		}
+	}
+	return out, a.read(ctx, "diff", asked, len(out.Body.Changed))
+}
