@@ -8,8 +8,10 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/keyledger/keyledger/domain"
+	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/queries"
+	"github.com/keyledger/keyledger/verify"
 )
 
 // auditPast are the questions about what was: what changed, a key's history, why
@@ -32,6 +34,51 @@ func (a *API) auditPast() {
 		},
 		action: domain.AuditRead, read: true, absent: true,
 	}, a.auditHistory)
+	serve(a, route{
+		Operation: huma.Operation{
+			OperationID: "audit-decision", Method: http.MethodGet, Path: "/v1/audit/decisions/{decision_id}", Tags: []string{"Audit"},
+			Summary:     "Why a request was decided as it was",
+			Description: "What the log holds of a decision, judged again with the document and the state of key and owner that were in force: every check in its order, with its verdict. Refusals are recorded folded by second: of one, the folds that it can have been counted in are answered.",
+		},
+		action: domain.AuditRead, absent: true,
+	}, a.auditDecision)
+}
+
+type decisionInput struct {
+	ID string `path:"decision_id" doc:"As the decision was answered." example:"dec_06f0nh3b4tvo0sc2rk1hgq6bhk01jk8cdc03mms7b8o0e6dn4kr0"`
+}
+
+type decisionOutput struct {
+	Body queries.Explanation
+}
+
+func (a *API) auditDecision(ctx context.Context, in *decisionInput) (*decisionOutput, error) {
+	id, err := verify.ParseDecisionID(in.ID)
+	if err != nil {
+		return nil, unprocessable(Detail{Path: "decision_id", Message: "is not the id of a decision", Fix: "the decision_id as verification answered it, dec_ and 52 characters"})
+	}
+	c := callOf(ctx)
+	ref := queries.DecisionRef{ID: in.ID, Key: id.Key, Admitted: id.Admitted, Time: events.At(id.Time)}
+	var keyspace, owner string
+	switch k := a.Ring.Key(id.Key); {
+	case id.Key == "" && c.authority.Reach == nil:
+	case k == nil || !c.authority.Reaches(k.Keyspace, k.Owner):
+		return nil, &domain.Refusal{Kind: domain.NotFound, Code: "DECISION_NOT_FOUND", Detail: "There is no decision with this id: the log holds no key that it would be about."}
+	default:
+		keyspace, owner = k.Keyspace, k.Owner
+	}
+	out := &decisionOutput{}
+	err = a.inPast(ctx, func(ctx context.Context, p *queries.Past) error {
+		x, err := p.Explain(ctx, ref, keyspace, owner, a.opener(c), a.Now())
+		if err == nil {
+			out.Body = *x
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, a.read(ctx, "decision", map[string]string{"decision": in.ID, "keyspace": keyspace, "owner": owner, "key": id.Key}, len(out.Body.Judgements))
 }
 
 // KeyHistory is what happened to a key.

@@ -3,23 +3,14 @@ package api_test
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/verify"
 )
-
-// until waits until USAGE holds so many messages that a reader sees.
-func (s *service) until(path string, enough func(answer) bool) answer {
-	s.t.Helper()
-	for range 1000 {
-		if a := s.must("GET", path, s.root, ""); enough(a) {
-			return a
-		}
-	}
-	s.t.Fatalf("%s never answers what it should", path)
-	return answer{}
-}
 
 func (s *service) ask(secret, path string) (decision, code string) {
 	s.t.Helper()
@@ -47,13 +38,13 @@ func TestHistory(t *testing.T) {
 	for range 3 {
 		s.ask(first, "/v1/parcels/1")
 	}
-	s.until("/v1/audit/events?type=key.used&key="+id, func(a answer) bool { return len(list(a, "events")) == 3 })
+	s.flush()
 	s.must("POST", "/v1/keys/"+id+"/rotate", s.root, `{"grace":"1h","reason":"quarterly"}`)
 	s.ask(first, "/v1/parcels/2")
-	s.until("/v1/audit/events?type=key.used&key="+id, func(a answer) bool { return len(list(a, "events")) == 4 })
+	s.flush()
 	s.must("POST", "/v1/keys/"+id+"/revoke", s.root, `{"reason":"leaked"}`)
 	s.ask(first, "/v1/parcels/3")
-	s.until("/v1/audit/events?type=key.denied&key="+id, func(a answer) bool { return len(list(a, "events")) == 1 })
+	s.flush()
 
 	a := s.must("GET", "/v1/audit/keys/"+id+"/history", s.root, "")
 	var told []string
@@ -193,4 +184,131 @@ func TestDiff(t *testing.T) {
 	s.refused(s.do("GET", "/v1/audit/diff?from="+to+"&to="+from, s.root, ""), 422, "INVALID")
 	s.refused(s.do("GET", "/v1/audit/diff?from=never", s.root, ""), 422, "INVALID")
 	s.refused(s.do("GET", "/v1/audit/diff", s.root, ""), 422, "INVALID")
+}
+
+// Whatever is decided is explained as it was decided, also when document and key
+// are others by now.
+func TestExplainAgreesWithTheVerifier(t *testing.T) {
+	s := start(t)
+	s.withPostgres()
+	s.configure("pb")
+	rng := rand.New(rand.NewPCG(1, 2))
+	type key struct{ id, secret, previous string }
+	var keys []key
+	for range 4 {
+		id, secret := s.create(map[string]any{"scopes": []string{"parcels:read"}, "resources": [][]string{nil, {"d1"}}[rng.IntN(2)],
+			"allowed_ips": [][]string{nil, {"203.0.113.0/24"}}[rng.IntN(2)], "allowed_origins": [][]string{nil, {"https://a.example"}}[rng.IntN(2)]})
+		keys = append(keys, key{id, secret, ""})
+	}
+	type decided struct {
+		id, code, key string
+		sequence      float64
+	}
+	var all []decided
+	codes := map[string]int{}
+	for range 120 {
+		i := rng.IntN(len(keys))
+		k := &keys[i]
+		switch rng.IntN(16) {
+		case 0:
+			a := s.do("POST", "/v1/keys/"+k.id+"/rotate", s.root, []string{`{"grace":0,"end_grace":true}`, `{"grace":"1h","end_grace":true}`}[rng.IntN(2)])
+			if secret, ok := a.json["secret"].(string); ok { // a plan without access makes none
+				k.previous, k.secret = k.secret, secret
+			}
+		case 1:
+			s.do("PATCH", "/v1/keys/"+k.id, s.root, []string{`{"scopes":[]}`, `{"scopes":["parcels:read"]}`, `{"plan":"free"}`, `{"plan":null}`, `{"limits":{"minute":3}}`}[rng.IntN(5)])
+		case 2:
+			if rng.IntN(3) == 0 {
+				s.must("POST", "/v1/keys/"+k.id+"/revoke", s.root, "")
+				s.must("PUT", "/v1/keyspaces/pb/owners/org_1", s.root, `{"plan":"large"}`)
+				id, secret := s.create(map[string]any{"scopes": []string{"parcels:read"}})
+				*k = key{id, secret, ""}
+			}
+		case 3:
+			s.must("PUT", "/v1/keyspaces/pb/owners/org_1", s.root, []string{`{"plan":"large"}`, `{"plan":"free"}`}[rng.IntN(2)])
+		case 4:
+			s.must("PUT", "/v1/keyspaces/pb", s.root, strings.ReplaceAll(fmt.Sprintf(parcelbird, "pb", "pb", "pb"), "GET /v1/parcels", []string{"GET /v1/parcels", "GET /v1/orders"}[rng.IntN(2)]), "Content-Type", "application/yaml")
+		}
+		ask := map[string]any{"key": k.secret, "method": "GET", "path": []string{"/v1/parcels/1", "/v1/depots/d1/x", "/v1/depots/d2/x", "/v1/orders/1"}[rng.IntN(4)],
+			"ip": []string{"203.0.113.7", "198.51.100.1"}[rng.IntN(2)], "origin": []string{"https://a.example", "https://b.example"}[rng.IntN(2)]}
+		if k.previous != "" && rng.IntN(3) == 0 {
+			ask["key"] = k.previous
+		}
+		a := s.verify(s.root, ask)
+		code := a.json["code"].(string)
+		codes[code]++
+		all = append(all, decided{a.json["decision_id"].(string), code, k.id, a.json["sequence"].(float64)})
+		if code != "VALID" {
+			s.flush() // a fold of its own, so that it is told apart from the others of its second
+		}
+	}
+	s.flush()
+	for _, d := range all {
+		a := s.must("GET", "/v1/audit/decisions/"+d.id, s.root, "")
+		found := false
+		for _, j := range list(a, "judgements") {
+			found = found || j["code"] == d.code
+			if j["agrees"] != true {
+				t.Errorf("%s was decided %s and is explained otherwise: %s", d.id, d.code, a.body)
+			}
+			failed := "VALID"
+			for _, step := range j["steps"].([]any) {
+				if step := step.(map[string]any); step["verdict"] == "failed" {
+					failed = step["code"].(string)
+				}
+			}
+			if d.code == "VALID" && failed != "VALID" {
+				t.Errorf("a step of an admitted request failed: %s", a.body)
+			}
+			if (d.code == "REVOKED" || d.code == "RATE_LIMITED") && failed != d.code {
+				t.Errorf("%s is explained as %s: %s", d.code, failed, a.body)
+			}
+		}
+		if !found || a.json["key"].(map[string]any)["id"] != d.key {
+			t.Errorf("%s, decided %s about %s: %s", d.id, d.code, d.key, a.body)
+		}
+		if d.code == "VALID" && a.json["at"].(map[string]any)["sequence"] != d.sequence {
+			t.Errorf("judged with LEDGER %v, explained with %s", d.sequence, a.body)
+		}
+	}
+	for _, code := range []string{"VALID", "SUPERSEDED", "PLAN_DENIED", "WRONG_RESOURCE", "INSUFFICIENT_SCOPE", "ORIGIN_DENIED", "IP_DENIED"} {
+		if codes[code] == 0 {
+			t.Errorf("no decision was %s: %v", code, codes)
+		}
+	}
+}
+
+// An id that nobody made, that is another's, or of which the log holds nothing.
+func TestExplainUnknown(t *testing.T) {
+	s := start(t)
+	s.withPostgres()
+	s.configure("pb")
+	id, secret := s.create(nil)
+	ok := s.verify(s.root, map[string]any{"key": secret, "method": "GET", "path": "/v1/depots/1", "ip": "203.0.113.7"}).json["decision_id"].(string)
+	unknown := s.verify(s.root, map[string]any{"key": secret + "x", "ip": "203.0.113.9"}).json["decision_id"].(string)
+	s.flush()
+	a := s.must("GET", "/v1/audit/decisions/"+ok, s.root, "")
+	if j := list(a, "judgements"); len(j) != 1 || j[0]["source_ip"] != "203.0.113.7" {
+		t.Errorf("an operator sees the address: %s", a.body)
+	}
+	a = s.must("GET", "/v1/audit/decisions/"+unknown, s.root, "")
+	if j := list(a, "judgements"); len(j) != 1 || j[0]["code"] != "MALFORMED_KEY" || j[0]["source_ip"] != "203.0.113.9" || a.json["key"] != nil {
+		t.Errorf("a refusal without a key: %s", a.body)
+	}
+	manager := s.must("POST", "/v1/root-keys", s.root, `{"name":"m","role":"manager","keyspace":"pb","owner":"org_1"}`).json["secret"].(string)
+	other := s.must("POST", "/v1/root-keys", s.root, `{"name":"m","role":"manager","keyspace":"pb","owner":"org_2"}`).json["secret"].(string)
+	verifier := s.must("POST", "/v1/root-keys", s.root, `{"name":"v","role":"verifier"}`).json["secret"].(string)
+	if a := s.must("GET", "/v1/audit/decisions/"+ok, manager, ""); list(a, "judgements")[0]["source_ip"] != "" {
+		t.Errorf("a manager sees an address: %s", a.body)
+	}
+	s.refused(s.do("GET", "/v1/audit/decisions/"+ok, other, ""), 404, "DECISION_NOT_FOUND")
+	s.refused(s.do("GET", "/v1/audit/decisions/"+unknown, manager, ""), 404, "DECISION_NOT_FOUND")
+	s.refused(s.do("GET", "/v1/audit/decisions/"+ok, verifier, ""), 403, "FORBIDDEN")
+	for _, bad := range []string{"dec_1", "x", ok + "0", strings.ToUpper(ok), "evt_" + ok[4:], secret} {
+		s.refused(s.do("GET", "/v1/audit/decisions/"+bad, s.root, ""), 422, "INVALID")
+	}
+	for _, made := range []string{verify.NewDecisionID(id, true, time.Now().Add(-time.Second)), verify.NewDecisionID(id, false, time.Now().Add(-time.Hour)),
+		verify.NewDecisionID("", true, time.Now()), verify.NewDecisionID(id, true, time.Now().Add(time.Hour)), verify.NewDecisionID("key_01a201e4-0a5a-7fb8-8bf8-70f7a46da2a5", true, time.Now())} {
+		s.refused(s.do("GET", "/v1/audit/decisions/"+made, s.root, ""), 404, "DECISION_NOT_FOUND")
+	}
 }
