@@ -42,6 +42,72 @@ func (a *API) auditPast() {
 		},
 		action: domain.AuditRead, absent: true,
 	}, a.auditDecision)
+	serve(a, route{
+		Operation: huma.Operation{
+			OperationID: "audit-leaked", Method: http.MethodPost, Path: "/v1/audit/leaked", Tags: []string{"Audit"},
+			Summary:     "What a leaked secret was used for",
+			Description: "Finds the key that has or had a secret, also a deleted one, and adds up what was done with this secret: how often, when, on which endpoints and, for operators and auditors, from which addresses. The secret is hashed, compared and forgotten; that somebody asked is recorded without it.",
+		},
+		action: domain.AuditRead,
+	}, a.auditLeaked)
+}
+
+// LeakedRequest is a secret that has leaked.
+type LeakedRequest struct {
+	Keyspace string `json:"keyspace,omitempty" doc:"Of the key; absent: any."`
+	Secret   string `json:"secret" minLength:"1" doc:"The whole secret." writeOnly:"true"`
+}
+
+// LeakList are the keys that have or had a secret: one, but for a secret that was
+// imported into several keyspaces.
+type LeakList struct {
+	Leaks []queries.Leak `json:"leaks" nullable:"false" doc:"Empty: it is no key's."`
+}
+
+type leakedInput struct{ Body LeakedRequest }
+
+type leakedOutput struct {
+	CacheControl string `header:"Cache-Control" doc:"no-store"`
+	Body         LeakList
+}
+
+func (a *API) auditLeaked(ctx context.Context, in *leakedInput) (*leakedOutput, error) {
+	c := callOf(ctx)
+	var spaces []string
+	switch id := in.Body.Keyspace; {
+	case id == events.RootKeyspace && c.authority.Role == domain.Operator:
+		spaces = []string{id}
+	case id != "":
+		if _, err := a.keyspace(ctx, id); err != nil {
+			return nil, err
+		}
+		spaces = []string{id}
+	default:
+		for _, ks := range a.Ring.Keyspaces() {
+			spaces = append(spaces, ks.Document.Keyspace)
+		}
+		spaces = append(spaces, events.RootKeyspace)
+	}
+	hash := domain.HashSecret(in.Body.Secret)
+	out := &leakedOutput{"no-store", LeakList{[]queries.Leak{}}}
+	for _, id := range spaces {
+		k := a.Ring.BySecret(id, hash)
+		if k == nil || !c.authority.Reaches(k.Keyspace, k.Owner) {
+			continue
+		}
+		l, err := a.past().Leaked(ctx, k, hash, a.opener(c), a.Now())
+		if err != nil {
+			return nil, unread(err)
+		}
+		out.Body.Leaks = append(out.Body.Leaks, *l)
+		if err := a.read(ctx, "leaked", map[string]string{"keyspace": k.Keyspace, "owner": k.Owner, "key": k.ID}, int(l.Uses.Count)); err != nil {
+			return nil, err
+		}
+	}
+	if len(out.Body.Leaks) == 0 {
+		return out, a.read(ctx, "leaked", map[string]string{}, 0)
+	}
+	return out, nil
 }
 
 type decisionInput struct {

@@ -312,3 +312,86 @@ func TestExplainUnknown(t *testing.T) {
 		s.refused(s.do("GET", "/v1/audit/decisions/"+made, s.root, ""), 404, "DECISION_NOT_FOUND")
 	}
 }
+
+// A leaked secret tells its key, what was done with it and not with another of
+// the same key, and the command to end it. It is in no log, body or row.
+func TestLeaked(t *testing.T) {
+	s := start(t)
+	s.withPostgres()
+	s.configure("pb")
+	id, first := s.create(map[string]any{"name": "CI", "limits": map[string]any{"minute": 50}})
+	use := func(secret, path, ip string) {
+		s.verify(s.root, map[string]any{"key": secret, "method": "GET", "path": path, "ip": ip})
+	}
+	use(first, "/v1/depots/1", "203.0.113.7")
+	use(first, "/v1/depots/1", "203.0.113.7")
+	second := s.must("POST", "/v1/keys/"+id+"/rotate", s.root, `{"grace":"1h"}`).json["secret"].(string)
+	use(first, "/v1/depots/2", "198.51.100.9")
+	use(second, "/v1/depots/3", "203.0.113.7")
+	s.must("POST", "/v1/keys/"+id+"/end-grace", s.root, "")
+	use(first, "/v1/depots/1", "198.51.100.9")
+	s.flush()
+
+	ask := func(credential, secret, more string) answer {
+		b, _ := json.Marshal(secret)
+		return s.must("POST", "/v1/audit/leaked", credential, `{"secret":`+string(b)+more+`}`)
+	}
+	a := ask(s.root, first, "")
+	if len(list(a, "leaks")) != 1 {
+		t.Fatalf("leaked: %s", a.body)
+	}
+	l := list(a, "leaks")[0]
+	uses, secret := l["uses"].(map[string]any), l["secret"].(map[string]any)
+	if l["key"].(map[string]any)["id"] != id || l["owner_name"] != "org_1" || fmt.Sprint(l["limits"]) != "map[day:1000 minute:50]" || l["revoke"] != "keyledger keys revoke "+id+" --reason leaked" {
+		t.Errorf("leaked: %s", a.body)
+	}
+	if secret["which"] != "superseded" || secret["works"] != false || secret["ends_at"] == nil {
+		t.Errorf("the secret: %v", secret)
+	}
+	if uses["count"] != 3.0 || uses["possible"] != 0.0 || fmt.Sprint(uses["endpoints"]) != "[map[count:2 endpoint:/v1/depots/1 method:GET] map[count:1 endpoint:/v1/depots/2 method:GET]]" {
+		t.Errorf("uses of the first secret: %v", uses)
+	}
+	ips := uses["ips"].([]any)
+	if len(ips) != 2 || ips[0].(map[string]any)["ip"] != "203.0.113.7" || ips[0].(map[string]any)["count"] != 2.0 {
+		t.Errorf("addresses: %v", ips)
+	}
+	if refused := fmt.Sprint(l["refused"]); !strings.Contains(refused, "code:SUPERSEDED count:1") {
+		t.Errorf("refused: %s", refused)
+	}
+	now := list(ask(s.root, second, `,"keyspace":"pb"`), "leaks")[0]
+	if now["uses"].(map[string]any)["count"] != 1.0 || now["secret"].(map[string]any)["which"] != "current" || now["secret"].(map[string]any)["works"] != true {
+		t.Errorf("the current secret: %v", now)
+	}
+	// A deleted key's secret leaks as well.
+	s.must("DELETE", "/v1/keys/"+id, s.root, "")
+	if l := list(ask(s.root, second, ""), "leaks"); len(l) != 1 || l[0]["secret"].(map[string]any)["works"] != false {
+		t.Errorf("of a deleted key: %v", l)
+	}
+	if a := ask(s.root, "pb_live_nobody", ""); len(list(a, "leaks")) != 0 {
+		t.Errorf("nobody's: %s", a.body)
+	}
+	if a := ask(s.root, s.root, ""); len(list(a, "leaks")) != 1 {
+		t.Errorf("a root key: %s", a.body)
+	}
+	role := func(role, more string) string {
+		return s.must("POST", "/v1/root-keys", s.root, `{"name":"r","role":"`+role+`"`+more+`}`).json["secret"].(string)
+	}
+	if l := list(ask(role("manager", `,"keyspace":"pb","owner":"org_1"`), first, ""), "leaks"); len(l) != 1 || len(l[0]["uses"].(map[string]any)["ips"].([]any)) != 0 {
+		t.Errorf("a manager sees %v", l)
+	}
+	if l := list(ask(role("manager", `,"keyspace":"pb","owner":"org_2"`), first, ""), "leaks"); len(l) != 0 {
+		t.Errorf("another owner's manager sees %v", l)
+	}
+	auditor := role("auditor", "")
+	if l := list(ask(auditor, first, ""), "leaks"); len(l) != 1 || len(l[0]["uses"].(map[string]any)["ips"].([]any)) != 2 {
+		t.Errorf("an auditor sees %v", l)
+	}
+	if l := list(ask(auditor, s.root, ""), "leaks"); len(l) != 0 {
+		t.Errorf("an auditor sees a root key: %v", l)
+	}
+	s.refused(s.do("POST", "/v1/audit/leaked", role("verifier", ""), `{"secret":"x"}`), 403, "FORBIDDEN")
+	for _, bad := range []string{`{}`, `{"secret":""}`, `{"secret":1}`, `{"secret":"x","first":"y"}`} {
+		s.refused(s.do("POST", "/v1/audit/leaked", s.root, bad), 422, "INVALID")
+	}
+	s.refused(s.do("GET", "/v1/audit/leaked?secret=x", s.root, ""), 405, "METHOD_NOT_ALLOWED")
+}
