@@ -48,7 +48,7 @@ func (a *API) auditPast() {
 			Summary:     "What a leaked secret was used for",
 			Description: "Finds the key that has or had a secret, also a deleted one, and adds up what was done with this secret: how often, when, on which endpoints and, for operators and auditors, from which addresses. The secret is hashed, compared and forgotten; that somebody asked is recorded without it.",
 		},
-		action: domain.AuditRead,
+		action: domain.AuditRead, absent: true,
 	}, a.auditLeaked)
 }
 
@@ -61,7 +61,7 @@ type LeakedRequest struct {
 // LeakList are the keys that have or had a secret: one, but for a secret that was
 // imported into several keyspaces.
 type LeakList struct {
-	Leaks []queries.Leak `json:"leaks" nullable:"false" doc:"Empty: it is no key's."`
+	Leaks []queries.Leak `json:"leaks" nullable:"false"`
 }
 
 type leakedInput struct{ Body LeakedRequest }
@@ -104,10 +104,13 @@ func (a *API) auditLeaked(ctx context.Context, in *leakedInput) (*leakedOutput, 
 			return nil, err
 		}
 	}
-	if len(out.Body.Leaks) == 0 {
-		return out, a.read(ctx, "leaked", map[string]string{}, 0)
+	if len(out.Body.Leaks) > 0 {
+		return out, nil
 	}
-	return out, nil
+	if err := a.read(ctx, "leaked", map[string]string{}, 0); err != nil {
+		return nil, err
+	}
+	return nil, &domain.Refusal{Kind: domain.NotFound, Code: "SECRET_NOT_FOUND", Detail: "No key has or had this secret."}
 }
 
 type decisionInput struct {

@@ -11,8 +11,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/keyledger/keyledger/api"
+	"github.com/keyledger/keyledger/verify"
 )
 
 // Bad input is answered with a clear problem each, and nothing is recorded.
@@ -212,7 +214,7 @@ func TestEveryRoute(t *testing.T) {
 	s := start(t)
 	s.configure("pb")
 	s.withPostgres()
-	theirs, _ := s.create(map[string]any{"owner": "org_2"})
+	theirs, theirSecret := s.create(map[string]any{"owner": "org_2"})
 	_, customer := s.create(nil)
 	manager := s.must("POST", "/v1/root-keys", s.root, `{"name":"m","role":"manager","keyspace":"pb","owner":"org_1"}`).json["secret"].(string)
 	spec, err := api.OpenAPI()
@@ -243,6 +245,7 @@ func TestEveryRoute(t *testing.T) {
 		"update-key":         `{"name":"x"}`,
 		"verify":             `{"keyspace":"pb"}`,
 		"report-uses":        `[]`,
+		"audit-leaked":       `{"secret":"` + theirSecret + `"}`,
 	}
 	head, n := s.head(), 0
 	for _, path := range slices.Sorted(maps.Keys(doc.Paths)) {
@@ -254,12 +257,15 @@ func TestEveryRoute(t *testing.T) {
 			if strings.HasPrefix(path, "/v1/authz") { // its credential is another; see TestForwardAuth
 				continue
 			}
-			at := strings.NewReplacer("{ks}", "pb", "{owner}", "org_2", "{id}", theirs, "{name}", "keys_v1").Replace(path)
+			at := strings.NewReplacer("{ks}", "pb", "{owner}", "org_2", "{id}", theirs, "{name}", "keys_v1", "{decision_id}", verify.NewDecisionID(theirs, true, time.Now())).Replace(path)
 			query := url.Values{}
 			for _, p := range op.Parameters {
 				if p.In == "query" && p.Name == "owner" {
 					query.Set("owner", "org_2")
 				}
+			}
+			if op.OperationID == "audit-diff" {
+				query.Set("from", "1")
 			}
 			if len(query) > 0 {
 				at += "?" + query.Encode()

@@ -77,7 +77,7 @@ func topEndpoints(counts map[EndpointCount]int64) []EndpointCount {
 // gaps are those of the key's keyspace, whose uses nobody can tell apart any more.
 // A key that is not there is nil.
 func (a *Audit) History(ctx context.Context, keyspace, owner, key string, uses bool, now time.Time) ([]HistoryEntry, *domain.Key, error) {
-	h := &history{entries: []HistoryEntry{}, sums: map[string]*eventSum{}}
+	h := &history{}
 	f := AuditFilter{Keyspace: keyspace, Owner: owner, Key: key}
 	if !uses {
 		for t := range events.Types() {
@@ -93,7 +93,7 @@ func (a *Audit) History(ctx context.Context, keyspace, owner, key string, uses b
 		h.add(&e.Record)
 	}
 	h.pass(events.At(now))
-	h.flush()
+	entries := h.entries()
 	if uses && h.state.Key != nil {
 		for e, err := range a.All(ctx, AuditFilter{Keyspace: keyspace, Types: []string{"usage.gap"}}, nil) {
 			if err != nil {
@@ -102,22 +102,66 @@ func (a *Audit) History(ctx context.Context, keyspace, owner, key string, uses b
 			if d, ok := e.Event.Data.(events.UsageGap); ok && d.To >= h.state.Key.CreatedAt && (e.Event.Owner == "" || e.Event.Owner == owner) {
 				// It stands where it began; what is there keeps its order, whatever clocks say.
 				gap := HistoryEntry{Kind: "gap", What: "uses not recorded", From: d.From, Until: d.To, Count: d.Count, Reason: d.Reason}
-				at := slices.IndexFunc(h.entries, func(e HistoryEntry) bool { return e.From > gap.From })
+				at := slices.IndexFunc(entries, func(e HistoryEntry) bool { return e.From > gap.From })
 				if at < 0 {
-					at = len(h.entries)
+					at = len(entries)
 				}
-				h.entries = slices.Insert(h.entries, at, gap)
+				entries = slices.Insert(entries, at, gap)
 			}
 		}
 	}
-	return h.entries, h.state.Key, nil
+	return entries, h.state.Key, nil
 }
 
 type history struct {
-	state   domain.State
-	at      events.Time // up to here time was looked at
-	entries []HistoryEntry
-	sums    map[string]*eventSum // since the last fact, by kind and what
+	state  domain.State
+	at     events.Time // up to here time was looked at
+	closed []chapter
+	open   map[string]*eventSum // sums since the last chapter, by kind and what
+}
+
+// chapter is what ends with a fact, an act or something that time did.
+type chapter struct {
+	sums map[string]*eventSum
+	end  HistoryEntry
+}
+
+func (h *history) end(e HistoryEntry) {
+	h.closed = append(h.closed, chapter{h.open, e})
+	h.open = nil
+}
+
+// before are the sums of what was judged with LEDGER up to a sequence. Streams are
+// merged by time, of which a millisecond is the least: a use may come behind the
+// fact that it was judged before.
+func (h *history) before(sequence uint64) *map[string]*eventSum {
+	sums := &h.open
+	for i := range slices.Backward(h.closed) {
+		if act := h.closed[i].end.Act; act == nil || act.Stream != events.Ledger {
+			continue
+		} else if act.Sequence <= sequence {
+			break
+		}
+		sums = &h.closed[i].sums
+	}
+	return sums
+}
+
+func (h *history) entries() []HistoryEntry {
+	list := []HistoryEntry{}
+	add := func(sums map[string]*eventSum) {
+		from := len(list)
+		for _, s := range sums {
+			list = append(list, s.entry())
+		}
+		slices.SortFunc(list[from:], func(a, b HistoryEntry) int { return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.What, b.What)) })
+	}
+	for _, c := range h.closed {
+		add(c.sums)
+		list = append(list, c.end)
+	}
+	add(h.open)
+	return list
 }
 
 func (h *history) add(r *events.Record) {
@@ -125,7 +169,7 @@ func (h *history) add(r *events.Record) {
 	h.pass(e.Time)
 	switch d := e.Data.(type) {
 	case events.KeyUsed:
-		s := h.sum("uses", string(domain.CodeValid), e.Time)
+		s := sumOf(h.before(d.LedgerSequence), "uses", string(domain.CodeValid), e.Time)
 		s.add(e.Time, e.Time, 1, d.Method, d.Endpoint)
 		if d.Secret == "previous" {
 			s.Previous++
@@ -134,11 +178,10 @@ func (h *history) add(r *events.Record) {
 		}
 	case events.KeyUseReported: // the outcome of a use that is counted
 	case events.KeyDenied:
-		h.sum("refused", d.Code, d.First).add(d.First, d.Last, d.Count, "", d.Endpoint)
+		sumOf(&h.open, "refused", d.Code, d.First).add(d.First, d.Last, d.Count, "", d.Endpoint)
 	case events.KeyRateLimited:
-		h.sum("refused", string(domain.CodeRateLimited), d.First).add(d.First, d.Last, d.Count, "", "")
+		sumOf(&h.open, "refused", string(domain.CodeRateLimited), d.First).add(d.First, d.Last, d.Count, "", "")
 	default:
-		h.flush()
 		act := actOf(r)
 		x := HistoryEntry{Kind: "act", What: e.Type, From: e.Time, Until: e.Time, Act: &act}
 		if r.Stream == events.Ledger {
@@ -149,7 +192,7 @@ func (h *history) add(r *events.Record) {
 				act.Changes = changes(was, h.state, e.Time, e.Time)
 			}
 		}
-		h.entries = append(h.entries, x)
+		h.end(x)
 	}
 }
 
@@ -165,23 +208,16 @@ func reasonOf(data events.Payload) string {
 	return ""
 }
 
-func (h *history) sum(kind, what string, at events.Time) *eventSum {
-	s := h.sums[kind+" "+what]
+func sumOf(sums *map[string]*eventSum, kind, what string, at events.Time) *eventSum {
+	if *sums == nil {
+		*sums = map[string]*eventSum{}
+	}
+	s := (*sums)[kind+" "+what]
 	if s == nil {
 		s = &eventSum{HistoryEntry{Kind: kind, What: what, From: at, Until: at}, map[EndpointCount]int64{}}
-		h.sums[kind+" "+what] = s
+		(*sums)[kind+" "+what] = s
 	}
 	return s
-}
-
-func (h *history) flush() {
-	var list []HistoryEntry
-	for _, s := range h.sums {
-		list = append(list, s.entry())
-	}
-	slices.SortFunc(list, func(a, b HistoryEntry) int { return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.What, b.What)) })
-	h.entries = append(h.entries, list...)
-	clear(h.sums)
 }
 
 // pass tells what time did to the key up to a moment.
@@ -207,10 +243,8 @@ func (h *history) pass(to events.Time) {
 			over(e.Until, "grace over") // what a fact ended, ended at that fact
 		}
 	}
-	if len(list) == 0 {
-		return
-	}
-	h.flush()
 	slices.SortFunc(list, func(a, b HistoryEntry) int { return cmp.Compare(a.From, b.From) })
-	h.entries = append(h.entries, list...)
+	for _, e := range list {
+		h.end(e)
+	}
 }
