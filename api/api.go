@@ -32,6 +32,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/keyledger/keyledger/commands"
+	"github.com/keyledger/keyledger/commands/retention"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
@@ -54,6 +55,9 @@ type Deps struct {
 	Runner   *projections.Runner // likewise
 	AuditLog *merkle.Log         // proves; nil: nobody signs here
 	Index    *projections.Index  // of uses; nil: they are found by reading
+
+	// Retention erases, prunes and holds; nil: those calls answer 503.
+	Retention *retention.Retention
 
 	// DurableTime is how long POST /v1/verify waits until a use is on disk, to answer
 	// AUDIT_UNAVAILABLE where it is not by then; zero: it does not wait.
@@ -165,6 +169,7 @@ func build(d Deps) *API {
 	a.audit()
 	a.auditLog()
 	a.auditPast()
+	a.retention()
 	a.usage()
 	a.status()
 	return a

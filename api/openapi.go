@@ -47,6 +47,7 @@ func (a *API) config() huma.Config {
 				{Name: "Root keys", Description: "Keys for keyledger itself."},
 				{Name: "Verification", Description: "Decisions about requests, and their outcomes."},
 				{Name: "Audit", Description: "The log of everything that happened."},
+				{Name: "Retention", Description: "Erasing personal data, pruning old uses, and the legal holds that stop both."},
 				{Name: "Usage", Description: "What was done with keys, in figures."},
 				{Name: "Operation", Description: "How the service is doing."},
 			},

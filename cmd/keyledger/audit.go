@@ -50,7 +50,8 @@ func (a *app) auditCommand() *cobra.Command {
 	return group("audit", "Read the ledger",
 		a.auditListCommand(), a.auditTailCommand(),
 		a.auditVerifyCommand(),
-		a.auditKeyCommand(), a.auditProveCommand())
+		a.auditKeyCommand(), a.auditProveCommand(),
+		a.auditPruneCommand(), a.auditHoldCommand())
 }
 
 // eventFlags choose events.

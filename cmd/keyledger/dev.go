@@ -33,6 +33,7 @@ import (
 type devFlags struct {
 	stateDir, listen, gatewayListen, natsListen, postgresURL string
 	noSample, ephemeral, verbose                             bool
+	usageRetention                                           string
 	authz                                                    authzSettings
 }
 
@@ -60,6 +61,7 @@ machine.`,
 	fl.StringVar(&f.postgresURL, "postgres-url", "", "use this PostgreSQL instead of a private one (a URL with a password belongs into KEYLEDGER_POSTGRES_URL)")
 	fl.BoolVar(&f.noSample, "no-sample", false, "leave out sample owners, keys and traffic")
 	fl.BoolVar(&f.ephemeral, "ephemeral", false, "keep nothing: use a temporary state directory and remove it at the end")
+	fl.StringVar(&f.usageRetention, "usage-retention", "", "how long uses stay in USAGE, such as 400d (default: for ever)")
 	fl.BoolVar(&f.verbose, "verbose", false, "log every request and what the servers say")
 	return c
 }
@@ -68,6 +70,10 @@ machine.`,
 func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	started := time.Now()
 	log := a.logger(f.verbose)
+	keep, err := usageRetention(f.usageRetention)
+	if err != nil {
+		return err
+	}
 	if f.stateDir, err = a.stateDir(f); err != nil {
 		return err
 	}
@@ -142,7 +148,7 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	n, err = openNode(ctx, nodeConfig{
 		Program: "dev", Name: name, Conn: conn, Pool: pool, Replicas: 1,
 		SyncAlways: func(context.Context) (bool, error) { return server.SyncAlways(), nil },
-		HeadFile:   state.File("head.json"), WAL: state.File("wal"), Master: master, Signs: true, LogDir: state.File("log"), Log: log,
+		HeadFile:   state.File("head.json"), WAL: state.File("wal"), Master: master, Signs: true, LogDir: state.File("log"), UsageRetention: keep, Log: log,
 		OnKeyspace: func(*domain.Keyspace) {
 			if g := routed.Load(); g != nil {
 				if err := g.SetRoutes(devRoutes(n, upstream.Addr().String())); err != nil {

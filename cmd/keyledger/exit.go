@@ -107,6 +107,9 @@ func (p *problem) Error() string {
 // service could find is a failure (1); usage (2) is what the program finds
 // itself before it asks.
 func (p *problem) exit() int {
+	if p.Code == "LEGAL_HOLD" { // somebody forbade it, the state does not
+		return exitRefused
+	}
 	switch p.Status {
 	case http.StatusUnauthorized, http.StatusForbidden:
 		return exitRefused

@@ -20,6 +20,7 @@ import (
 
 	"github.com/keyledger/keyledger/api"
 	"github.com/keyledger/keyledger/commands"
+	"github.com/keyledger/keyledger/commands/retention"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
@@ -51,7 +52,10 @@ type nodeConfig struct {
 	LogDir     string // where the audit log is published; empty: nowhere
 	OnKeyspace func(*domain.Keyspace)
 	Stale      time.Duration
-	Log        *slog.Logger
+
+	UsageRetention time.Duration // how long uses stay in USAGE; 0: for ever
+
+	Log *slog.Logger
 }
 
 // node is one running process: the ledger, what follows it, and what decides
@@ -67,6 +71,8 @@ type node struct {
 	runner   *projections.Runner
 	log      *merkle.Log // nil: it does not sign
 	commands *commands.Commands
+
+	retention *retention.Retention // nil: a gateway
 
 	certificates *front.Certificates // nil: no TLS is spoken here
 	draining     atomic.Bool         // it takes no more requests
@@ -149,6 +155,7 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		n.commands = &commands.Commands{Ledger: n.ledger, Ring: n.ring}
 		n.runner = projections.New(n.ledger, c.Pool, c.Log, projections.Addresses{Keys: n.seal})
 		n.done.Go(func() { n.runner.Run(followers) })
+		n.retention = &retention.Retention{Ledger: n.ledger, Seal: n.seal, Models: n.runner, Log: c.Log}
 		feed, err := reactors.NewFeed(reactors.FeedOptions{Ledger: n.ledger, Conn: c.Conn, Void: n.ring.Void, Log: c.Log})
 		if err != nil {
 			return nil, err
@@ -160,6 +167,8 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 				return nil, err
 			}
 			n.follow("audit log", func() error { return n.log.Run(followers) })
+			n.retention.Tree = n.signedTree
+			n.done.Go(func() { n.tidy(followers) })
 		}
 	}
 	if err := n.started(ctx); err != nil {
@@ -301,7 +310,7 @@ func (n *node) serve(ctx context.Context, health *endpoint, endpoints ...*endpoi
 func apiDeps(ctx context.Context, n *node) api.Deps {
 	return api.Deps{
 		Commands: n.commands, Ring: n.ring, Ledger: n.ledger, Verifier: n.verifier, Recorder: n.recorder,
-		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner, AuditLog: n.log, Index: projections.NewIndex(n.config.Pool, n.seal),
+		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner, AuditLog: n.log, Retention: n.retention, Index: projections.NewIndex(n.config.Pool, n.seal),
 		Version: build().Version, Log: n.config.Log, Ready: n.ready, Draining: ctx,
 		Metrics: registry(n),
 	}

@@ -155,6 +155,10 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 	if err != nil {
 		return err
 	}
+	keep, err := usageRetention(s.UsageRetention)
+	if err != nil {
+		return err
+	}
 	conn, err := s.natsConn(log)
 	if err != nil {
 		return err
@@ -163,7 +167,7 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 	c := nodeConfig{
 		Program: program, Name: s.Node, Conn: conn, Replicas: s.NATS.Replicas,
 		SyncAlways: ledger.SyncedBy(s.NATS.Monitor), Unverified: s.NATS.AllowUnverifiedSync,
-		Master: master, Stale: s.StaleWindow, Log: log, Signs: program == "serve",
+		Master: master, Stale: s.StaleWindow, UsageRetention: keep, Log: log, Signs: program == "serve",
 	}
 	if c.Signs {
 		c.LogDir = s.LogDir

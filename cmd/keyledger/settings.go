@@ -104,6 +104,10 @@ type settings struct {
 	// Default 5m.
 	StaleWindow time.Duration `yaml:"stale_window"`
 
+	// UsageRetention is how long uses stay in USAGE, such as 400d; at least 4d. The
+	// figures of older days stay, their events do not. Of serve. Default: for ever.
+	UsageRetention string `yaml:"usage_retention"`
+
 	Log struct {
 		Level  string `yaml:"level"`  // debug, info (default), warn, error
 		Format string `yaml:"format"` // text (default), json
@@ -146,6 +150,7 @@ var flagged = []struct{ path, usage string }{
 	{"nats.allow_unverified_sync", "start although nobody says that NATS syncs every write (true)"},
 	{"postgres.url_file", "file with the PostgreSQL URL"},
 	{"stale_window", "how long to decide after NATS was lost"},
+	{"usage_retention", "how long uses stay in USAGE, such as 400d"},
 	{"log.level", "debug, info, warn, error"},
 	{"log.format", "text, json"},
 }

@@ -103,7 +103,7 @@ func (r *Retention) prune(ctx context.Context, by By, x Pruning, progress func(d
 	}
 	out.TreeSize, out.RootHash = tree.size, text(tree.root())
 	if r.Tree != nil {
-		root, err := r.Tree(ctx, tree.size)
+		root, err := r.Tree(ctx, out.Through, tree.size)
 		if err != nil {
 			return out, fmt.Errorf("nothing is pruned: the signed tree over %s does not say what it is at %d leaves: %w", events.Usage, tree.size, err)
 		}

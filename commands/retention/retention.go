@@ -47,10 +47,10 @@ type Retention struct {
 	Seal   *seal.Keys
 	Models *projections.Runner
 
-	// Tree is the root of the tree over USAGE with so many leaves, from what is
-	// signed: pruning fails where that does not reach, or is another one. nil:
-	// nobody else keeps a tree.
-	Tree func(ctx context.Context, size uint64) (tlog.Hash, error)
+	// Tree is the root of the tree over USAGE through a message, which has so many
+	// leaves, from what is signed: pruning fails where that does not reach, or is
+	// another one. nil: nobody signs.
+	Tree func(ctx context.Context, through, size uint64) (tlog.Hash, error)
 
 	Now func() time.Time // nil: time.Now
 	Log *slog.Logger     // nil: slog.Default()

@@ -96,7 +96,7 @@ func openDesk(ctx context.Context, natsURL, postgresURL string) (*desk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &desk{Retention: &Retention{Ledger: l, Seal: keys, Models: projections.New(l, pool, nil), Now: later}, pool: pool}, nil
+	return &desk{Retention: &Retention{Ledger: l, Seal: keys, Models: projections.New(l, pool, nil, projections.Addresses{Keys: keys}), Now: later}, pool: pool}, nil
 }
 
 // later is a clock so far ahead that what was just written may be pruned.
@@ -136,8 +136,10 @@ func (d *desk) read(sequence uint64) {
 	ctx, cancel := context.WithTimeout(d.t.Context(), 30*time.Second)
 	defer cancel()
 	for _, name := range d.Models.Names() {
-		stream := map[string]uint64{"usage_v1": sequence}[name]
-		if err := d.Models.Wait(ctx, name, stream); err != nil {
+		if !slices.Contains([]string{"usage_v1", "uses_v1", "addresses_v1", "tree_usage_v1", "parts_usage_v1"}, name) {
+			continue
+		}
+		if err := d.Models.Wait(ctx, name, sequence); err != nil {
 			d.t.Fatal(err)
 		}
 	}
@@ -222,6 +224,7 @@ func TestErase(t *testing.T) {
 	now := time.Now()
 	a.page("org_1", now, now.AddDate(0, -3, 0))
 	head := a.page("org_2", now)
+	a.read(head)
 	before := a.bodies()
 	for _, d := range []*desk{a, b} { // both have the data keys in memory
 		if clear, erased, _ := d.shown("org_1"); clear != 2 || erased != 0 {
@@ -254,7 +257,11 @@ func TestErase(t *testing.T) {
 	// What waited to be written is sealed away; what comes later is not.
 	head = b.page("org_1", now, later())
 	a.read(head)
+	if out.Rows == 0 {
+		t.Error("no row was made of the addresses that were erased")
+	}
 	a.rebuilt("usage_v1")
+	a.rebuilt("addresses_v1")
 	for _, d := range []*desk{a, b, p.open()} {
 		if clear, erased, other := d.shown("org_1"); clear != 1 || erased != 3 || other != 0 {
 			t.Errorf("after a rebuild, a late use and a new one: %d in clear, %d erased, %d other", clear, erased, other)
@@ -447,7 +454,7 @@ func TestPrune(t *testing.T) {
 		trees = append(trees, want{size, root})
 	}
 	signed := trees[0]
-	d.Tree = func(_ context.Context, size uint64) (tlog.Hash, error) {
+	d.Tree = func(_ context.Context, _, size uint64) (tlog.Hash, error) {
 		if size != uint64(signed.size) {
 			return tlog.Hash{}, errors.New("not signed yet")
 		}
@@ -476,7 +483,9 @@ func TestPrune(t *testing.T) {
 		if first, err := d.Ledger.First(t.Context(), events.Usage); err != nil || first != ends[i]+1 {
 			t.Errorf("USAGE begins at %d, %v", first, err)
 		}
-		d.rebuilt("usage_v1")
+		for _, name := range []string{"usage_v1", "uses_v1", "addresses_v1", "tree_usage_v1", "parts_usage_v1"} {
+			d.rebuilt(name)
+		}
 		if again, err := d.Prune(t.Context(), by, Pruning{Before: cuts[i]}, nil); err != nil || again.Messages != 0 || again.Act != 0 {
 			t.Errorf("again: %+v, %v", again, err)
 		}
