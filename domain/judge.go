@@ -115,19 +115,20 @@ func (k *Keyspace) JudgeKey(req *Request, secret string, hash [32]byte, key *Key
 	if len(req.Environments) > 0 && !slices.Contains(req.Environments, key.Environment) {
 		return CodeWrongEnvironment
 	}
-	var plan Plan
+	var supports []string // by the plan; nil: all
 	if len(k.Plans) > 0 {
-		var ok bool
-		if _, plan, ok = k.PlanInForce(key, owner); !ok || plan.Access != nil && !*plan.Access {
+		_, plan, ok := k.PlanInForce(key, owner)
+		if !ok || plan.Access != nil && !*plan.Access {
 			return CodePlanDenied
 		}
+		supports = plan.Scopes
 	}
 	// The path is read once for the four rules that look at it.
 	var at paths
 	if req.Path != "" {
 		at = readPath(req.Path)
 	}
-	supported, held := k.judgeScopes(req, &at, key, plan)
+	supported, held := k.judgeScopes(req, &at, key, supports)
 	switch {
 	case !supported:
 		return CodePlanDenied
@@ -157,33 +158,36 @@ func (k *Keyspace) ScopesOf(key *Key) []string {
 // judgeScopes says whether the plan supports what the request needs, and
 // whether the key has it. A request whose path matches routes of several
 // scopes needs any one of them; scopes that the caller names are all needed.
-func (k *Keyspace) judgeScopes(req *Request, at *paths, key *Key, plan Plan) (supported, held bool) {
+//
+// plan is the scopes that the plan supports, nil all.
+func (k *Keyspace) judgeScopes(req *Request, at *paths, key *Key, plan []string) (supported, held bool) {
 	supported, held = true, true
 	has := k.ScopesOf(key)
 	for _, scope := range req.Scopes {
-		inPlan := plan.supports(scope)
+		inPlan := supports(plan, scope)
 		supported = supported && inPlan
 		held = held && inPlan && slices.Contains(has, scope)
 	}
 	if req.Method == "" || req.Path == "" || len(k.scopes) == 0 {
 		return supported, held
 	}
+	method := methodOf(req.Method)
 	for i := range at.len() {
 		path := at.at(i)
 		var needed, inPlan, inKey bool
 		for j := range k.scopes {
 			r := &k.scopes[j]
 			if at.unclear {
-				inPlan := plan.supports(r.scope)
+				inPlan := supports(plan, r.scope)
 				supported = supported && inPlan
 				held = held && inPlan && slices.Contains(has, r.scope)
 				continue
 			}
-			if !r.matches(req.Method, path) {
+			if !r.admits(method, req.Method) || !r.pattern.matches(path) {
 				continue
 			}
 			needed = true
-			if plan.supports(r.scope) {
+			if supports(plan, r.scope) {
 				inPlan = true
 				inKey = inKey || slices.Contains(has, r.scope)
 			}
@@ -194,8 +198,8 @@ func (k *Keyspace) judgeScopes(req *Request, at *paths, key *Key, plan Plan) (su
 	return supported, held
 }
 
-func (p *Plan) supports(scope string) bool {
-	return p.Scopes == nil || slices.Contains(p.Scopes, scope)
+func supports(plan []string, scope string) bool {
+	return plan == nil || slices.Contains(plan, scope)
 }
 
 // wrongOwner says whether any reading of the path names another owner.
@@ -387,7 +391,7 @@ func (k *Keyspace) LimitsFor(key *Key, owner *Owner) (events.Limits, Pool) {
 // UNKNOWN_KEY for one that was never the key's. The code is empty where the
 // secret works.
 func (k *Key) SecretState(hash [32]byte, now events.Time) (which string, code Code) {
-	if hash == k.Hash {
+	if SameHash(&hash, &k.Hash) {
 		return "current", ""
 	}
 	if k.More != nil {

@@ -21,23 +21,40 @@ func QuotaOf(limits events.Limits) (q Quota) {
 // QuotaFor is [Keyspace.LimitsFor], ready to be counted by. The Quota MUST NOT be
 // changed.
 func (k *Keyspace) QuotaFor(key *Key, owner *Owner) (*Quota, Pool) {
+	return k.Quota(key, owner), k.PoolFor(key, owner)
+}
+
+// PoolFor is the pool that a key draws from, or other traffic of an owner where
+// the key is nil.
+func (k *Keyspace) PoolFor(key *Key, owner *Owner) Pool {
 	pool := Pool{Keyspace: k.Document.Keyspace}
 	if key != nil {
-		pool.Owner, pool.Key = key.Owner, key.ID
+		pool.Owner = key.Owner
 	} else if owner != nil {
 		pool.Owner = owner.ID
 	}
+	if !k.OwnersPool(key) {
+		pool.Key = key.ID
+	}
+	return pool
+}
+
+// OwnersPool says whether requests of a key, or with a nil key, draw from the pool
+// of its owner and not from the key's own.
+func (k *Keyspace) OwnersPool(key *Key) bool {
+	return key == nil || k.Limits.CountBy == "owner" && k.Limits.From != "key" && key.Plan == ""
+}
+
+// Quota is that of QuotaFor.
+func (k *Keyspace) Quota(key *Key, owner *Owner) *Quota {
 	if k.Limits.From == "key" {
 		switch {
 		case key == nil:
-			return &k.quota, pool
+			return &k.quota
 		case key.quota == noQuota && len(key.Limits) > 0: // no fact made it
-			return new(QuotaOf(key.Limits)), pool
+			return new(QuotaOf(key.Limits))
 		}
-		return &key.quota, pool
-	}
-	if k.Limits.CountBy == "owner" && key != nil && key.Plan == "" {
-		pool.Key = ""
+		return &key.quota
 	}
 	name := k.DefaultPlan
 	if key != nil && key.Plan != "" {
@@ -46,9 +63,9 @@ func (k *Keyspace) QuotaFor(key *Key, owner *Owner) (*Quota, Pool) {
 		name = owner.Plan
 	}
 	if q := k.quotas[name]; q != nil {
-		return q, pool
+		return q
 	}
-	return &noQuota, pool
+	return &noQuota
 }
 
 var noQuota Quota

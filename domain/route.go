@@ -76,8 +76,11 @@ func parsePattern(s, name string) (pattern, error) {
 // match compares one reading of a path. The captured segment is empty where
 // the pattern captures none.
 func (p *pattern) match(path string) (captured string, ok bool) {
-	rest, ok := strings.CutPrefix(path, p.lead)
-	if !ok || rest != "" && rest[0] != '/' {
+	if !strings.HasPrefix(path, p.lead) {
+		return "", false
+	}
+	rest := path[len(p.lead):]
+	if rest != "" && rest[0] != '/' {
 		return "", false
 	}
 	for i, want := range p.segments {
@@ -100,10 +103,41 @@ func (p *pattern) match(path string) (captured string, ok bool) {
 	return captured, p.rest || rest == "" || rest == "/"
 }
 
+func (p *pattern) matches(path string) bool {
+	_, ok := p.match(path)
+	return ok
+}
+
 // A route is METHOD[,METHOD] /path; no methods: any.
 type route struct {
 	methods []string
+	usual   methods // those of them that have a bit
 	pattern pattern
+}
+
+// methods are the usual ones as a set, so that nothing is compared for each route
+// of a document.
+type methods uint8
+
+// methodOf is 0 for a method that is unusual, or written in another case.
+func methodOf(name string) methods {
+	switch name {
+	case "GET":
+		return 1
+	case "HEAD":
+		return 1 << 1
+	case "POST":
+		return 1 << 2
+	case "PUT":
+		return 1 << 3
+	case "PATCH":
+		return 1 << 4
+	case "DELETE":
+		return 1 << 5
+	case "OPTIONS":
+		return 1 << 6
+	}
+	return 0
 }
 
 var methodName = regexp.MustCompile(`^[A-Z]{1,20}$`)
@@ -123,6 +157,10 @@ func parseRoute(s string) (route, error) {
 			if slices.Contains(r.methods[:i], m) {
 				return r, fmt.Errorf("has the method %s twice", m)
 			}
+			r.usual |= methodOf(m)
+			if m == "GET" {
+				r.usual |= methodOf("HEAD")
+			}
 		}
 	}
 	p, err := parsePattern(path, "")
@@ -130,17 +168,21 @@ func parseRoute(s string) (route, error) {
 	return r, err
 }
 
-// matches compares a method and one reading of a path. A HEAD is also a GET:
+// matches compares a method and one reading of a path.
+func (r *route) matches(method, path string) bool {
+	return r.admits(methodOf(method), method) && r.pattern.matches(path)
+}
+
+// admits compares a method, which is also told by its name. A HEAD is also a GET:
 // servers answer it with the handler of GET, so it may not need less. Methods
 // are compared in any case for the same reason.
-func (r *route) matches(method, path string) bool {
-	if r.methods != nil && !slices.Contains(r.methods, method) && !slices.ContainsFunc(r.methods, func(m string) bool {
-		return strings.EqualFold(m, method) || m == "GET" && strings.EqualFold(method, "HEAD")
-	}) {
-		return false
+func (r *route) admits(method methods, name string) bool {
+	if r.methods == nil || r.usual&method != 0 {
+		return true
 	}
-	_, ok := r.pattern.match(path)
-	return ok
+	return method == 0 && slices.ContainsFunc(r.methods, func(m string) bool {
+		return strings.EqualFold(m, name) || m == "GET" && strings.EqualFold(name, "HEAD")
+	})
 }
 
 // paths are the ways in which the servers behind a gateway may read one

@@ -28,12 +28,12 @@ const sweepEvery = time.Minute
 // draw takes n requests from the pool that the decision's key or owner draws
 // from: VALID or RATE_LIMITED. What a key was found with says where the pool is.
 func (v *Verifier) draw(d *Decision, found *keyring.Found, n int64) domain.Code {
-	quota, pool := d.Keyspace.QuotaFor(d.Key, d.Owner)
 	place := found.BesideKey
-	if pool.Key == "" {
+	if d.Keyspace.OwnersPool(d.Key) {
 		place = found.BesideOwner
 	}
-	v.limits.TakeAt(place, &pool, quota, n, d.Time, &d.taken)
+	pool := func() domain.Pool { return d.Keyspace.PoolFor(d.Key, d.Owner) }
+	v.limits.TakeAt(place, pool, d.Keyspace.Quota(d.Key, d.Owner), n, d.Time, &d.taken)
 	if d.taken.Later != 0 {
 		d.Time = d.Time.Add(d.taken.Later)
 	}

@@ -124,9 +124,9 @@ func (d *Decision) Limits() []Limit { return d.taken.Limits[:d.taken.N] }
 
 // Verify decides one request. It does not block, except for a moment after the
 // process was paused.
-func (v *Verifier) Verify(req domain.Request) Decision {
+func (v *Verifier) Verify(req domain.Request) (d Decision) {
 	now := time.Now()
-	d := Decision{Time: now, Sequence: v.ring.Sequence(), Keyspace: v.keyspace(req.Keyspace)}
+	d.Time, d.Sequence, d.Keyspace = now, v.ring.Sequence(), v.keyspace(req.Keyspace)
 	if v.clock != nil {
 		d.Time = v.clock()
 	}
@@ -169,13 +169,14 @@ func (v *Verifier) decide(req *domain.Request, d *Decision, now time.Time) domai
 	if code != "" {
 		return code
 	}
+	at := events.At(d.Time)
 	hash := domain.HashSecret(secret)
 	found := v.ring.Find(req.Keyspace, hash)
 	if d.Key, d.Owner = found.Key, found.Owner; d.Key != nil {
 		limit.Ahead(found.BesideKey)
-		d.Secret, _ = d.Key.SecretState(hash, events.At(d.Time))
+		d.Secret, _ = d.Key.SecretState(hash, at)
 	}
-	if code := d.Keyspace.JudgeKey(req, secret, hash, d.Key, d.Owner, events.At(d.Time)); code != domain.CodeValid {
+	if code := d.Keyspace.JudgeKey(req, secret, hash, d.Key, d.Owner, at); code != domain.CodeValid {
 		return code
 	}
 	// Last of all, because what is refused for any other reason consumes nothing.

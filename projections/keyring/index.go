@@ -65,25 +65,36 @@ type part struct {
 	n      int
 }
 
-// find returns the first entry with the hash that is the one, or nil, and its number.
-func (x *index) find(hash uint64, is func(*entry) bool) (*entry, uint32) {
-	table := x.parts[hash>>58].places.Load()
-	if table == nil {
-		return nil, 0
+// search goes through the entries whose hashes are alike, in the order in which
+// they were added. It is no iterator, whose calls of closures a decision would feel.
+type search struct {
+	entries *entries
+	places  []atomic.Uint64
+	hash, i uint32
+}
+
+func (x *index) search(hash uint64) search {
+	s := search{entries: x.entries, hash: uint32(hash), i: uint32(hash)}
+	if table := x.parts[hash>>58].places.Load(); table != nil {
+		s.places = *table
 	}
-	places := *table
-	for i := uint32(hash); ; i++ {
-		place := places[i&uint32(len(places)-1)].Load()
+	return s
+}
+
+// next is the next entry and its number, or nil.
+func (s *search) next() (at *entry, number uint32) {
+	for len(s.places) > 0 {
+		place := s.places[s.i&uint32(len(s.places)-1)].Load()
 		if place == 0 {
-			return nil, 0
+			break
 		}
-		if uint32(place>>32) == uint32(hash) {
-			number := uint32(place) - 1
-			if at := x.entries.at(number); is(at) {
-				return at, number
-			}
+		s.i++
+		if uint32(place>>32) == s.hash {
+			number = uint32(place) - 1
+			return s.entries.at(number), number
 		}
 	}
+	return nil, 0
 }
 
 // add makes an entry, which has its key already, be found by a hash.

@@ -17,8 +17,15 @@ func TestIndexWhileItGrows(t *testing.T) {
 	x := index{entries: &all}
 	hash := func(i int) uint64 { return uint64(i%(n/4)) * 0x9e3779b97f4a7c15 } // of four each
 	id := func(i int) string { return fmt.Sprint("key_", i) }
+	search := func(i int) (*entry, uint32) {
+		for s := x.search(hash(i)); ; {
+			if at, number := s.next(); at == nil || at.key.Load().ID == id(i) {
+				return at, number
+			}
+		}
+	}
 	find := func(i int) *entry {
-		at, _ := x.find(hash(i), func(at *entry) bool { return at.key.Load().ID == id(i) })
+		at, _ := search(i)
 		return at
 	}
 	var added atomic.Int64
@@ -46,7 +53,7 @@ func TestIndexWhileItGrows(t *testing.T) {
 	}
 	wg.Wait()
 	for i := range n {
-		if at, number := x.find(hash(i), func(at *entry) bool { return at.key.Load().ID == id(i) }); at == nil || int(number) != i {
+		if at, number := search(i); at == nil || int(number) != i {
 			t.Fatalf("%d is found as %v, %d", i, at, number)
 		}
 	}

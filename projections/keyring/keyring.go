@@ -343,11 +343,13 @@ func (o *ownerEntry) count(at *entry, before, after *domain.Key) {
 // it is hashed again with a seed that nobody knows: else they could make many alike.
 func (s *secretID) of(seed maphash.Seed) uint64 { return maphash.Bytes(seed, s.hash[:]) }
 
+// has looks at the hash first: the keyspace is on another cache line.
 func has(k *domain.Key, id *secretID) bool {
-	if k.Keyspace != id.keyspace {
+	if !domain.SameHash(&k.Hash, &id.hash) &&
+		(k.More == nil || !slices.ContainsFunc(k.Earlier, func(e domain.Earlier) bool { return e.Hash == id.hash })) {
 		return false
 	}
-	return k.Hash == id.hash || k.More != nil && slices.ContainsFunc(k.Earlier, func(e domain.Earlier) bool { return e.Hash == id.hash })
+	return k.Keyspace == id.keyspace
 }
 
 func (r *Ring) remember(rec events.Record) {
@@ -399,11 +401,19 @@ func (r *Ring) ownerShard(id string) *shard {
 }
 
 func (r *Ring) entry(id string) (*entry, uint32) {
-	return r.ids.find(maphash.String(r.seed, id), func(at *entry) bool { return at.key.Load().ID == id })
+	for s := r.ids.search(maphash.String(r.seed, id)); ; {
+		if at, number := s.next(); at == nil || at.key.Load().ID == id {
+			return at, number
+		}
+	}
 }
 
 func (r *Ring) bySecret(id *secretID) (*entry, uint32) {
-	return r.secrets.find(id.of(r.seed), func(at *entry) bool { return has(at.key.Load(), id) })
+	for s := r.secrets.search(id.of(r.seed)); ; {
+		if at, number := s.next(); at == nil || has(at.key.Load(), id) {
+			return at, number
+		}
+	}
 }
 
 func (r *Ring) findOwner(keyspace, id string) *ownerEntry {

@@ -26,7 +26,7 @@ func TestClockSteps(t *testing.T) {
 				wall = base.UnixNano() + int64(rapid.SampledFrom([]time.Duration{0, -time.Second, time.Minute, -2 * time.Hour, 3 * time.Hour, -11 * time.Hour, 11 * time.Hour}).Draw(t, "to"))
 			}
 			var got Taken
-			l.take(nil, &pool, &quota, 1, now, wall, &got)
+			l.take(nil, func() domain.Pool { return pool }, &quota, 1, now, wall, &got)
 			if got.OK {
 				admitted = append(admitted, now)
 				days[dayOf(wall+now)]++
@@ -65,7 +65,7 @@ func TestClockDaysAhead(t *testing.T) {
 		admitted := 0
 		for range 10 {
 			var got Taken
-			if l.take(nil, &pool, &quota, 1, 0, (100+ahead)*length, &got); got.OK {
+			if l.take(nil, func() domain.Pool { return pool }, &quota, 1, 0, (100+ahead)*length, &got); got.OK {
 				admitted++
 			}
 		}

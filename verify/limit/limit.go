@@ -162,11 +162,12 @@ const most = len(domain.Quota{})
 // now; n is at least 1. The answer is written to t, whose Limits beyond N are
 // left as they were.
 func (l *Limiter) Take(id *domain.Pool, q *domain.Quota, n int64, now time.Time, t *Taken) {
-	l.TakeAt(nil, id, q, n, now, t)
+	l.TakeAt(nil, func() domain.Pool { return *id }, q, n, now, t)
 }
 
-// TakeAt is [Limiter.Take] with the pool's place, or nil.
-func (l *Limiter) TakeAt(place *Place, id *domain.Pool, q *domain.Quota, n int64, now time.Time, t *Taken) {
+// TakeAt is [Limiter.Take] with the pool's place, or nil. Which pool it is, is
+// asked only where the place does not remember it.
+func (l *Limiter) TakeAt(place *Place, id func() domain.Pool, q *domain.Quota, n int64, now time.Time, t *Taken) {
 	if *q == (domain.Quota{}) {
 		t.OK, t.N, t.Refused, t.RetryAfter, t.Later = true, 0, -1, 0, 0
 		return
@@ -185,9 +186,13 @@ func Ahead(place *Place) bool {
 
 // take is asked so long after base, of which wall is the time by the wall clock as
 // it is set now.
-func (l *Limiter) take(place *Place, id *domain.Pool, q *domain.Quota, n, asked, wall int64, t *Taken) {
+func (l *Limiter) take(place *Place, id func() domain.Pool, q *domain.Quota, n, asked, wall int64, t *Taken) {
 	t.OK, t.N, t.Refused, t.RetryAfter, t.Later = true, 0, -1, 0, 0
-	p := l.lock(place, id)
+	p := l.remembered(place)
+	if p == nil {
+		pool := id()
+		p = l.lock(place, &pool)
+	}
 	at := max(asked, p.latest)
 	p.latest = at
 	today := dayOf(wall + at)
@@ -219,7 +224,9 @@ func (l *Limiter) take(place *Place, id *domain.Pool, q *domain.Quota, n, asked,
 }
 
 func (t *Taken) add(window int, limit, remaining, reset int64) {
-	t.Limits[t.N] = Limit{names[window], limit, max(remaining, 0), events.Time(ceil(reset, int64(time.Millisecond)))}
+	// Field by field: a literal would be put together elsewhere and then copied.
+	to := &t.Limits[t.N]
+	to.Window, to.Limit, to.Remaining, to.Reset = names[window], limit, max(remaining, 0), events.Time(ceil(reset, int64(time.Millisecond)))
 	t.N++
 }
 
@@ -333,17 +340,25 @@ func (l *Limiter) hash(id *domain.Pool) uint64 {
 	return maphash.String(l.seed, id.Owner) + 31*maphash.String(l.seed, id.Keyspace)
 }
 
+// remembered is the pool that a place remembers, locked, or nil.
+func (l *Limiter) remembered(place *Place) *pool {
+	if place == nil {
+		return nil
+	}
+	p, _ := place.Load().(*pool)
+	if p == nil {
+		return nil
+	}
+	p.mu.Lock()
+	if p.of.Load() != l {
+		p.mu.Unlock()
+		return nil
+	}
+	return p
+}
+
 // lock finds a pool, or adds it, and locks it.
 func (l *Limiter) lock(place *Place, id *domain.Pool) *pool {
-	if place != nil {
-		if p, _ := place.Load().(*pool); p != nil {
-			p.mu.Lock()
-			if p.of.Load() == l {
-				return p
-			}
-			p.mu.Unlock()
-		}
-	}
 	hash := l.hash(id)
 	s := &l.shards[hash%shards]
 	s.mu.Lock()

@@ -29,7 +29,7 @@ func (l limiter) Take(id domain.Pool, limits events.Limits, n int64, now time.Ti
 
 func (l limiter) TakeAt(place *limit.Place, id domain.Pool, limits events.Limits, n int64, now time.Time) taken {
 	var t limit.Taken
-	l.Limiter.TakeAt(place, &id, new(domain.QuotaOf(limits)), n, now, &t)
+	l.Limiter.TakeAt(place, func() domain.Pool { return id }, new(domain.QuotaOf(limits)), n, now, &t)
 	return taken{t, t.Limits[:t.N], now.Add(t.Later)}
 }
 
