@@ -149,7 +149,7 @@ func (k *Keyspace) explainPlanAndPath(add func(Code, string, string, ...any), ch
 		at = readPath(req.Path)
 	}
 	name, plan, ok := k.PlanInForce(key, owner)
-	supported, held := k.judgeScopes(req, &at, key, plan)
+	supported, held := k.judgeScopes(req, &at, key, plan.Scopes)
 	pathKnown := len(req.Scopes) > 0 || req.Method != "" && req.Path != "" || len(k.scopes) == 0
 	var needs []string
 	if req.Method != "" && req.Path != "" {
