@@ -97,6 +97,8 @@ func problemOf(err error) *Problem {
 	switch {
 	case errors.Is(err, ledger.ErrUnavailable):
 		return unavailable("LEDGER_UNAVAILABLE", "The event store cannot be reached; nothing was recorded. Repeat the request with the same Idempotency-Key.", 1)
+	case errors.Is(err, ledger.ErrPruned):
+		return unavailable("PRUNED", "A part of the log was pruned while it was read: ask again, what is left is answered.", 1)
 	case errors.Is(err, ledger.ErrTooLarge):
 		return problem(http.StatusRequestEntityTooLarge, "TOO_LARGE", "This is larger than the event store takes in one fact; nothing was recorded.")
 	case errors.Is(err, ledger.ErrUnknownOutcome), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), errors.Is(err, ledger.ErrConflict):

@@ -333,6 +333,13 @@ func TestCluster(t *testing.T) {
 	if _, err := g.AppendPage(ctx, "parcelbird", "g", [][]byte{body}); err != nil {
 		t.Errorf("as %s: %v", gateway, err)
 	}
+	pruned := events.New(events.UsagePruned{Stream: events.Usage, Through: 1}, time.Now())
+	if _, err := l.AppendOps(ctx, pruned); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := l.Prune(ctx, 1); err != nil || n != 1 {
+		t.Errorf("as %s: purged %d messages of USAGE, %v", service, n, err)
+	}
 	at := time.Now()
 	if err := keys.Destroy(ctx, at, box.Key); err != nil {
 		t.Error(err)
