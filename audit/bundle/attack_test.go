@@ -490,8 +490,8 @@ func TestWhoseSignaturesCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	policy := "log " + l.key + "\nwitness w1 " + witness + " https://witness.example.com/\ngroup all-of-them all w1\nquorum all-of-them\n"
-	if k := bundle.PolicyKeys([]byte(policy)); len(k) != 1 || k[0] != l.key {
-		t.Errorf("the log's keys of the policy are %q", k)
+	if p, err := audit.ParsePolicy([]byte(policy)); err != nil || len(p.Logs) != 1 || p.Logs[0] != l.key {
+		t.Errorf("the log's keys of the policy: %+v, %v", p, err)
 	}
 	head.Policy = policy
 	uncosigned := l.pack(t, head)

@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"strings"
 
-	"github.com/transparency-dev/formats/witness"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -23,7 +22,7 @@ import (
 // Options say whom to believe.
 type Options struct {
 	Keys   []note.Verifier // the log's; at least one
-	Policy []byte          // whose signatures count beside the log's, see [ParsePolicy]; nil: nobody's
+	Policy []byte          // whose signatures count beside the log's, see [audit.ParsePolicy]; nil: nobody's
 	Scope  *Scope          // that the bundle must be about; nil: any, and the report says which
 }
 
@@ -72,11 +71,11 @@ func Verify(r io.Reader, o Options) (Report, error) {
 		return Report{}, errors.New("a bundle is checked with a key of the log")
 	}
 	if o.Policy != nil {
-		g, err := ParsePolicy(o.Policy)
+		p, err := audit.ParsePolicy(o.Policy)
 		if err != nil {
 			return Report{}, err
 		}
-		v.policy = &g
+		v.policy = p
 	}
 	stop := v.start(r)
 	err := v.run()
@@ -91,33 +90,13 @@ func Verify(r io.Reader, o Options) (Report, error) {
 	return v.report, err
 }
 
-// ParsePolicy reads a policy in the format of Sigsum, with C2SP verifier keys.
-func ParsePolicy(text []byte) (witness.Group, error) {
-	g, err := witness.ParsePolicy(text)
-	if err != nil {
-		return g, fmt.Errorf("policy: %w", err)
-	}
-	return g, nil
-}
-
-// PolicyKeys are the log's keys that a policy names, in lines "log <verifier key>".
-func PolicyKeys(text []byte) (keys []string) {
-	for line := range strings.Lines(string(text)) {
-		line, _, _ = strings.Cut(line, "#")
-		if words := strings.Fields(line); len(words) >= 2 && words[0] == "log" {
-			keys = append(keys, words[1])
-		}
-	}
-	return keys
-}
-
 // verifier checks one bundle.
 //
 // A goroutine reads the archive. Workers unpack members and check pairs of leaves
 // and events, which is nearly all of the work; run takes what they found in order.
 type verifier struct {
 	o        Options
-	policy   *witness.Group
+	policy   *audit.Policy
 	report   Report
 	manifest *Manifest
 	keys     []note.Verifier

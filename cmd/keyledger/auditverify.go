@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/audit/bundle"
 )
 
@@ -36,10 +37,11 @@ for the signatures of witnesses.`,
 				if err != nil {
 					return usageError("--policy cannot be read: %v", err)
 				}
-				if _, err := bundle.ParsePolicy(text); err != nil {
+				p, err := audit.ParsePolicy(text)
+				if err != nil {
 					return usageError("--policy: %v", err)
 				}
-				o.Policy, keys = text, append(keys, bundle.PolicyKeys(text)...)
+				o.Policy, keys = text, append(keys, p.Logs...)
 			}
 			if file == "" || len(keys) == 0 {
 				return usageError("--bundle and --log-key are needed: the key in a bundle proves nothing by itself; `keyledger audit key` prints the log's")

@@ -15,6 +15,9 @@
 //	l.TileReader(ctx, stream)                       // tlog.TileReader, unchecked
 //	l.Tile(ctx, stream, tile), l.Entries(…)         // as C2SP tlog-tiles serves them
 //	l.Parts(ctx, stream)                            // Closing: parts, their tree, its checkpoint
+//	l.Receipt(leaf)                                 // signed before the tree holds it
+//	l.Cosign(ctx, stream, note), l.Shown(…)         // takes and shows witnesses' signatures
+//	l.Policy()                                      // whose signatures are asked for
 //	l.State()                                       // per stream: signed, behind, in doubt
 //	merkle.Known(ctx, pool)                         // what was signed, for ledger.Open
 //
@@ -62,9 +65,10 @@ type Options struct {
 	Pool      *pgxpool.Pool
 	JetStream jetstream.JetStream
 	Master    seal.Master
-	Replicas  int    // of the bucket: 1 (also for 0) or 3
-	Dir       string // where checkpoints and tiles are published; empty: nowhere
-	Node      string // of this process, for events
+	Replicas  int           // of the bucket: 1 (also for 0) or 3
+	Dir       string        // where checkpoints and tiles are published; empty: nowhere
+	Node      string        // of this process, for events
+	Policy    *audit.Policy // whose cosignatures are taken and asked for; nil: nobody's
 
 	Every time.Duration // how often a tree is looked at; 0 is 300 ms
 	Log   *slog.Logger  // nil: slog.Default()

@@ -1,0 +1,201 @@
+package merkle
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/events"
+)
+
+const (
+	cosignedKept = 32              // checkpoints of a stream whose cosignatures are kept
+	cosignTime   = 2 * time.Minute // how long witnesses are led to one checkpoint
+)
+
+// cosigned is a checkpoint that witnesses have signed.
+type cosigned struct {
+	Note  string      `json:"note"`  // by the log and witnesses
+	Since events.Time `json:"since"` // when the first of them came
+}
+
+func cosignedPlace(stream string) string { return "cosigned." + strings.ToLower(stream) }
+
+// ErrUnknownWitness says that no witness of the policy has signed what was given.
+var ErrUnknownWitness = errors.New("no witness of the policy has signed it")
+
+// ErrNotOurs says that the log did not sign what was given.
+var ErrNotOurs = errors.New("this log did not sign it")
+
+// Policy is what the log is asked to be cosigned by, in the format of
+// [audit.ParsePolicy]: the one it was given, or where there is none, nobody.
+func (l *Log) Policy() []byte {
+	if l.o.Policy != nil {
+		return l.o.Policy.Text
+	}
+	var b strings.Builder
+	b.WriteString("# Nobody is asked to sign but the log itself.\n")
+	for _, k := range l.Keys() {
+		b.WriteString("log " + k.Verifier + "\n")
+	}
+	b.WriteString("quorum none\n")
+	return []byte(b.String())
+}
+
+// readCosigned reads what witnesses have signed, by size.
+func (l *Log) readCosigned(ctx context.Context, stream string) (list []cosigned, revision uint64, err error) {
+	value, revision, err := l.get(ctx, cosignedPlace(stream))
+	if err != nil || value == nil {
+		return nil, revision, err
+	}
+	if json.Unmarshal(value, &list) != nil {
+		return nil, revision, nil // cosignatures are the witnesses' own to give again
+	}
+	return list, revision, nil
+}
+
+// Cosign takes the cosignatures of witnesses of the policy on a checkpoint that this
+// log has signed, keeps them, and answers the checkpoint with all that it has now.
+// It fails with [ErrNotOurs] and [ErrUnknownWitness].
+func (l *Log) Cosign(ctx context.Context, stream string, given []byte) ([]byte, error) {
+	keys := l.Verifiers()
+	if len(keys) == 0 {
+		return nil, ErrDoubt
+	}
+	c, ours, err := audit.Open(given, audit.Origin(keys[0].Name(), stream), keys...)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotOurs, err)
+	}
+	if c.Of != nil {
+		return nil, fmt.Errorf("%w: it is a checkpoint of parts", ErrNotOurs)
+	}
+	if l.o.Policy == nil {
+		return nil, ErrUnknownWitness
+	}
+	theirs, err := note.Open(given, note.VerifierList(l.o.Policy.Witnesses...))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnknownWitness, err)
+	}
+	for {
+		list, revision, err := l.readCosigned(ctx, stream)
+		if err != nil {
+			return nil, err
+		}
+		i := slices.IndexFunc(list, func(x cosigned) bool { return strings.HasPrefix(x.Note, theirs.Text+"\n") })
+		if i < 0 {
+			list = append(list, cosigned{Since: events.At(time.Now())})
+			i = len(list) - 1
+		}
+		merged, err := l.merge(theirs.Text, ours.Sigs, theirs.Sigs, list[i].Note)
+		if err != nil {
+			return nil, err
+		}
+		list[i].Note = string(merged)
+		value, err := json.Marshal(l.thinCosigned(list))
+		if err != nil {
+			return nil, err
+		}
+		if _, err = l.kv.Update(ctx, cosignedPlace(stream), value, revision); isTaken(err) {
+			continue
+		} else if err != nil {
+			return nil, fmt.Errorf("store a cosignature of %s in the bucket %s: %w", stream, Bucket, err)
+		}
+		return merged, nil
+	}
+}
+
+// merge is a checkpoint with the log's signatures and those of witnesses, of which
+// the later ones count, with those that an earlier note has.
+func (l *Log) merge(text string, ours, theirs []note.Signature, earlier string) ([]byte, error) {
+	n := &note.Note{Text: text, Sigs: ours}
+	all := slices.Clone(theirs)
+	if old, err := note.Open([]byte(earlier), note.VerifierList(l.o.Policy.Witnesses...)); err == nil && old.Text == text {
+		all = append(all, old.Sigs...)
+	}
+	for _, s := range all {
+		if !slices.ContainsFunc(n.Sigs, func(x note.Signature) bool { return x.Name == s.Name && x.Hash == s.Hash }) {
+			n.Sigs = append(n.Sigs, s)
+		}
+	}
+	return note.Sign(n)
+}
+
+// thinCosigned leaves the largest, and the largest that satisfies the policy.
+func (l *Log) thinCosigned(list []cosigned) []cosigned {
+	size := func(x cosigned) int64 {
+		text, _, _ := strings.Cut(x.Note, "\n\n")
+		c, err := audit.ParseCheckpoint(text + "\n")
+		if err != nil {
+			return -1
+		}
+		return c.Size
+	}
+	slices.SortStableFunc(list, func(a, b cosigned) int { return cmp.Compare(size(a), size(b)) })
+	for len(list) > cosignedKept {
+		i := 0
+		if !slices.ContainsFunc(list[1:], func(x cosigned) bool { return l.o.Policy.Satisfied([]byte(x.Note)) }) {
+			i = 1 // the first may be the only one
+		}
+		list = slices.Delete(list, i, i+1)
+	}
+	return list
+}
+
+// Which of a stream's checkpoints is asked for.
+const (
+	Newest   = "newest"   // with the cosignatures it has
+	Cosigned = "cosigned" // the newest that has all that the policy asks for
+	Next     = "next"     // for a witness: the one that others are cosigning, else the newest
+)
+
+// Shown is a checkpoint as it is shown outside: with the cosignatures that it has. It
+// fails with [ErrNotSealed] where there is none.
+func (l *Log) Shown(ctx context.Context, stream, which string) ([]byte, error) {
+	newest, err := l.Checkpoint(stream)
+	if err != nil || l.o.Policy == nil {
+		if err == nil && which == Cosigned {
+			return nil, fmt.Errorf("%s has no cosigned checkpoint, because no witness is named: %w", stream, ErrNotSealed)
+		}
+		return newest.Note, err
+	}
+	list, _, err := l.readCosigned(ctx, stream)
+	if err != nil && which == Cosigned {
+		return nil, err
+	}
+	switch which {
+	case Cosigned:
+		for _, x := range slices.Backward(list) {
+			if l.o.Policy.Satisfied([]byte(x.Note)) {
+				return []byte(x.Note), nil
+			}
+		}
+		return nil, fmt.Errorf("%s has no checkpoint yet that the witnesses have cosigned as the policy asks: %w", stream, ErrNotSealed)
+	case Next:
+		if n := len(list); n > 0 && time.Since(list[n-1].Since.Time()) < cosignTime && !l.o.Policy.Satisfied([]byte(list[n-1].Note)) {
+			return []byte(list[n-1].Note), nil
+		}
+	}
+	for _, x := range list {
+		if strings.HasPrefix(x.Note, newest.Text()+"\n") {
+			return []byte(x.Note), nil
+		}
+	}
+	return newest.Note, nil
+}
+
+// Receipt stands by an event that the tree may not hold yet. It fails with [ErrDoubt].
+func (l *Log) Receipt(leaf audit.Leaf) ([]byte, error) {
+	signer := l.signing()
+	if signer == nil {
+		return nil, ErrDoubt
+	}
+	return audit.SignReceipt(leaf, signer)
+}
