@@ -3,6 +3,7 @@ package queries
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -65,7 +66,11 @@ func (p *Past) Between(ctx context.Context, f DiffFilter, now time.Time) (from, 
 		}
 		return from, to, err
 	}
-	if from, err = p.At(ctx, "from", f.From, now); err != nil {
+	from, err = p.At(ctx, "from", f.From, now)
+	if r, ok := errors.AsType[*domain.Refusal](err); ok && r.Code == tooOld {
+		from, err = Moment{}, nil // nothing was there: everything is new
+	}
+	if err != nil {
 		return from, to, err
 	}
 	if f.To == "" {

@@ -129,8 +129,10 @@ func (p *Past) await(ctx context.Context, sequence uint64) error {
 	return p.ring.Wait(ctx, sequence)
 }
 
+const tooOld = "BEFORE_LEDGER"
+
 func beforeLedger() *domain.Refusal {
-	return &domain.Refusal{Kind: domain.NotFound, Code: "BEFORE_LEDGER", Detail: "LEDGER holds no fact that old: nothing was known at that time."}
+	return &domain.Refusal{Kind: domain.NotFound, Code: tooOld, Detail: "LEDGER holds no fact that old: nothing was known at that time."}
 }
 
 // Key is a key as it was, a deleted one too; nil where there was none.

@@ -49,6 +49,7 @@ func (e eventView) place() string {
 func (a *app) auditCommand() *cobra.Command {
 	return group("audit", "Read the ledger",
 		a.auditListCommand(), a.auditTailCommand(),
+		a.auditAsOfCommand(), a.auditDiffCommand(), a.auditHistoryCommand(), a.auditExplainCommand(), a.auditLeakedCommand(),
 		a.auditVerifyCommand(),
 		a.auditKeyCommand(), a.auditProveCommand(),
 		a.auditPruneCommand(), a.auditHoldCommand())
