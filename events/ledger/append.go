@@ -316,17 +316,27 @@ func (l *Ledger) appendPage(ctx context.Context, subject string, page []byte, fi
 		}
 		p.known = true
 	}
-	m.Header[expectSubject] = []string{strconv.FormatUint(p.last, 10)}
-	sequence, err := l.append(ctx, attempt{
-		stream: events.Usage, id: last,
-		publish: func(ctx context.Context) (uint64, error) {
-			ack, err := l.publish(ctx, m)
-			return ack.Sequence, err
-		},
-		stored: func(ctx context.Context) (*message, error) {
-			return l.get(ctx, events.Usage, getRequest{Seq: p.last + 1, NextFor: m.Subject})
-		},
-	})
+	store := func() (uint64, error) {
+		m.Header[expectSubject] = []string{strconv.FormatUint(p.last, 10)}
+		return l.append(ctx, attempt{
+			stream: events.Usage, id: last,
+			publish: func(ctx context.Context) (uint64, error) {
+				ack, err := l.publish(ctx, m)
+				return ack.Sequence, err
+			},
+			stored: func(ctx context.Context) (*message, error) {
+				return l.get(ctx, events.Usage, getRequest{Seq: p.last + 1, NextFor: m.Subject})
+			},
+		})
+	}
+	sequence, err := store()
+	if errors.Is(err, ErrConflict) && p.last > 0 {
+		// The page before this one may have been pruned: then the subject has none.
+		if first, unread := l.First(ctx, events.Usage); unread == nil && p.last < first {
+			p.last = 0
+			sequence, err = store()
+		}
+	}
 	if err != nil {
 		p.known = false
 		return 0, err

@@ -402,6 +402,24 @@ func TestRecordedPruning(t *testing.T) {
 	}
 }
 
+// A node whose last page was pruned goes on, at once.
+func TestAppendAfterPruning(t *testing.T) {
+	l := open(t, testenv.Conn(t, testenv.NATS(t)), ledger.Options{})
+	body, _ := events.Encode(used("key_1"))
+	for n := uint64(1); n <= 3; n++ {
+		if at, err := l.AppendPage(t.Context(), "ks", "n", [][]byte{body}); err != nil || at != n {
+			t.Fatalf("page %d: %d, %v", n, at, err)
+		}
+		if _, err := l.AppendOps(t.Context(), events.New(events.UsagePruned{Stream: events.Usage, Through: n}, time.Now())); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Prune(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		body, _ = events.Encode(used("key_1"))
+	}
+}
+
 // What is read while it is pruned ends with an error that says so; the stream is in
 // no doubt.
 func TestPrunedWhileRead(t *testing.T) {
