@@ -353,13 +353,13 @@ class Bundle:
         self.m = m = strict_json(raw.rstrip(b"\n"), "manifest.json")
         try:
             shape = [set(m), set(m["scope"]), set(m["exported"]), [(s["stream"], set(s)) for s in m["streams"]]]
-            numbers = [n for s in m["streams"] for n in (s["size"], s["last"], s["leaves"])] + [m["exported"]["sequence"]]
+            numbers = [n for s in m["streams"] for n in (s["size"], s["last"], s["leaves"], s["first"], s["pruned"])] + [m["exported"]["sequence"]]
             whole = all(type(n) is int and n >= 0 for n in numbers)
-            words = all(type(w) is str for w in [*m["scope"].values(), m["log"], m["program"], *(s["root"] for s in m["streams"])])
+            words = all(type(w) is str for w in [*m["scope"].values(), m["log"], m["program"], *(s[w] for s in m["streams"] for w in ("root", "state"))])
         except (TypeError, KeyError, AttributeError):
             raise Fail("manifest.json: it is not one of a bundle")
         need(shape == [{"format", "log", "scope", "from", "to", "exported", "streams", "program"}, {"keyspace", "owner", "key"}, {"sequence", "time", "actor"},
-                       [(s, {"stream", "size", "root", "last", "leaves"}) for s in STREAMS]] and whole and words and m["format"] == "keyledger bundle v1"
+                       [(s, {"stream", "size", "root", "last", "first", "leaves", "pruned", "state"}) for s in STREAMS]] and whole and words and m["format"] == "keyledger bundle v1"
              and (json.dumps(m, indent=2, ensure_ascii=False) + "\n").encode() == raw, "it is not one of a bundle", "manifest.json")
         self.keys = [k for k in self.keys if k[0] == m["log"]]
         need(self.keys, "it is of the log %r, and no key of that name was given" % m["log"], "manifest.json")
@@ -371,7 +371,7 @@ class Bundle:
         need(line.count(b"\n") == 1 and line.endswith(b"\n"), "it is not one line", "export.ndjson")
         self.event, e = sha256(line[:-1]), strict_json(line[:-1], "export.ndjson")
         says = {k: v for k, v in [*m["scope"].items(), ("from", m["from"]), ("to", m["to"])] if v}
-        says.update(("tree." + s["stream"], "%d %s %d" % (s["size"], s["root"], s["last"])) for s in m["streams"] if s["stream"] != "OPS")
+        says.update(("tree." + s["stream"], ("%d %s %d %d %d %s" % (s["size"], s["root"], s["last"], s["first"], s["pruned"], s["state"])).strip()) for s in m["streams"] if s["stream"] != "OPS")
         x = m["exported"]
         need((e.get("type"), e.get("time"), e.get("actor")) == ("audit.read", x["time"], x["actor"])
              and e["data"].get("what") == "bundle" and e["data"].get("filter") == says,
@@ -392,9 +392,12 @@ class Bundle:
             policy_check(self.policy, cp, low + "checkpoint.txt")
         if part:
             count, chain = self.part(low, log, (str(s["size"]), s["root"]))
-            need(count == s["leaves"], "the log has %d events of the part, the manifest says %d" % (count, s["leaves"]), low + "part.txt")
-        need(part or s["leaves"] == s["size"], "the tree has %d events, the manifest says %d" % (size, s["leaves"]), "manifest.json")
-        tree, link, last, left, bodies, n = Tree(), bytes(32), None, s["leaves"], 0, 0
+        want, state = count if part else size, [base64.b64decode(h) for h in s["state"].split()]
+        need(s["pruned"] + s["leaves"] == want, "the log has %d events of it, the manifest says %d" % (want, s["pruned"] + s["leaves"]), "manifest.json")
+        need(len(state) == (s["pruned"] > 0 if part else bin(s["pruned"]).count("1")) and (name == "USAGE" or (s["first"], s["pruned"]) == (1, 0)),
+             "what it says of pruned events makes no sense", "manifest.json")
+        tree, link, last, left, bodies, n = Tree(), (state or [bytes(32)])[0], None, s["leaves"], 0, 0
+        tree.size, tree.peaks = s["pruned"], state
         while left > 0:
             n += 1
             file = low + "%06d.leaves.txt" % n
@@ -412,7 +415,7 @@ class Bundle:
                     need(place > last, "it stands twice, or the events are out of order", at)
                     need(part or place in ((last[0], last[1] + 1), (last[0] + 1, 0)), "what stands before it is missing", at)
                 else:
-                    need(part or place == (1, 0), "the stream does not begin with it", at)
+                    need(place[0] >= s["first"] and (part or place == (s["first"], 0)), "the stream does not begin with it", at)
                 last, about = place, tuple("" if m[g] == b"_" else m[g].decode() for g in (4, 5, 6))
                 need(not part or all(w in ("", a) for w, a in zip(self.scope, about)), "it is not about what was exported", at)
                 if name == "OPS" and place[0] == self.m["exported"]["sequence"]:
@@ -436,7 +439,7 @@ class Bundle:
         else:
             need(tree.root() == signed, "the events do not add up to the signed root", low + "checkpoint.txt")
         end = last[0] if last else 0
-        need(end <= s["last"] and (part and s["size"] or end == s["last"]), "its last event is not the one that the export's event names", low)
+        need(end <= s["last"] and (part or last is None or end == s["last"]) and (s["last"] == 0 or 0 < s["size"] and s["first"] <= s["last"] + 1), "its last event is not the one that the export's event names", low)
         return name, s["size"], s["leaves"], bodies
 
     def part(self, low, log, of):

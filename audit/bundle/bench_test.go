@@ -47,7 +47,7 @@ func BenchmarkVerify(b *testing.B) {
 	}
 	_, tree := grow(b, leaves)
 	l.add(b, events.Ledger, "ledger.a._._", l.event(events.KeyspaceConfigured{}, "a", "", ""))
-	head := l.headOver(b, map[string]bundle.Stream{events.Usage: {Stream: events.Usage, Size: tree.Size, Root: tree.Root.String(), Last: uint64((*many-1)/100) + 1}})
+	head := l.headOver(b, map[string]bundle.Stream{events.Usage: {Stream: events.Usage, Size: tree.Size, Root: tree.Root.String(), First: 1, Last: uint64((*many-1)/100) + 1}})
 	f, err := os.Create(name)
 	if err != nil {
 		b.Fatal(err)

@@ -54,8 +54,11 @@
 //   - bombs: a member holds at most 16 MiB, a bundle as many as its leaves need, and
 //     what unpacks to more than 300 times its size is refused
 //
-// How it can disappoint. It is complete as of its export: what came later, and what
-// was never recorded, is not in it. Whoever holds the log's key can sign a tree of
+// Of USAGE that was pruned, the export's event says where it began then, and what the
+// hashes of all before add up to: those who exported cannot choose it.
+//
+// How it can disappoint. It is complete as of its export: what came later, what was
+// pruned before, and what was never recorded, is not in it. Whoever holds the log's key can sign a tree of
 // parts that is wrong: everybody with the whole log can show that. README.txt,
 // keys.txt and policy.txt are words of whoever exported.
 package bundle
@@ -65,6 +68,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/bits"
 	"strconv"
 	"strings"
 
@@ -78,8 +82,8 @@ import (
 const Format = "keyledger bundle v1"
 
 // What is the audit.read event's word for an export as a bundle, and TreePrefix
-// what stands before the stream's name where its filter names a tree as
-// "<size> <root> <last sequence>".
+// what stands before the stream's name where its filter names a tree as "<size>
+// <root> <last sequence> <first sequence> <pruned leaves> <their state>".
 const (
 	What       = "bundle"
 	TreePrefix = "tree."
@@ -125,7 +129,12 @@ type Stream struct {
 	Size   int64  `json:"size"`   // of its tree
 	Root   string `json:"root"`   // base64
 	Last   uint64 `json:"last"`   // sequence of the last event in the tree; 0: none
-	Leaves int64  `json:"leaves"` // of the scope, all of which the bundle has
+	First  uint64 `json:"first"`  // sequence that the stream began with; 1 but for USAGE, which may be pruned
+	Leaves int64  `json:"leaves"` // of the scope from there on, all of which the bundle has
+	Pruned int64  `json:"pruned"` // of the scope before, of which the bundle has nothing
+	// State is what the pruned leaves add up to, in base64: of a part their chain; of
+	// everything the roots of their whole subtrees, the largest first, with blanks between.
+	State string `json:"state"`
 }
 
 // Tree is the stream's tree.
@@ -134,9 +143,34 @@ func (s *Stream) Tree() (audit.Tree, error) {
 	return audit.Tree{Size: s.Size, Root: root}, err
 }
 
-// TreeText is how the export's event names a tree.
-func TreeText(t audit.Tree, last uint64) string {
-	return fmt.Sprintf("%d %s %d", t.Size, t.Root, last)
+// text is how the export's event names the tree, and what was pruned of it.
+func (s *Stream) text() string {
+	return strings.TrimSpace(fmt.Sprintf("%d %s %d %d %d %s", s.Size, s.Root, s.Last, s.First, s.Pruned, s.State))
+}
+
+// Prune says that of the scope's leaves so many were pruned before first, with their
+// state: one chain, or the roots of whole subtrees.
+func (s *Stream) Prune(first uint64, leaves int64, state ...tlog.Hash) {
+	words := make([]string, len(state))
+	for i, h := range state {
+		words[i] = h.String()
+	}
+	s.First, s.Pruned, s.State = first, leaves, strings.Join(words, " ")
+}
+
+// pruned is the state that Prune wrote.
+func (s *Stream) pruned() (state []tlog.Hash, err error) {
+	if s.State == "" {
+		return nil, nil
+	}
+	for word := range strings.SplitSeq(s.State, " ") {
+		h, err := tlog.ParseHash(word)
+		if err != nil {
+			return nil, err
+		}
+		state = append(state, h)
+	}
+	return state, nil
 }
 
 // Filter is what the export's event says of scope, times and trees. OPS is not in
@@ -150,7 +184,7 @@ func (m *Manifest) Filter() map[string]string {
 	}
 	for i := range m.Streams {
 		if s := &m.Streams[i]; s.Stream != events.Ops {
-			f[TreePrefix+s.Stream] = fmt.Sprintf("%d %s %d", s.Size, s.Root, s.Last)
+			f[TreePrefix+s.Stream] = s.text()
 		}
 	}
 	return f
@@ -200,7 +234,15 @@ func parseManifest(b []byte) (*Manifest, error) {
 		if s.Stream != audit.Streams[i] {
 			return nil, errors.New("it does not name every stream, in order")
 		}
-		if s.Size < 0 || s.Leaves < 0 || s.Leaves > s.Size {
+		_, isPart := m.Scope.Part()
+		state, err := s.pruned()
+		hashes := bits.OnesCount64(uint64(s.Pruned))
+		if isPart {
+			hashes = min(hashes, 1)
+		}
+		// The numbers are summed only when neither can wrap.
+		if s.Size < 0 || s.Leaves < 0 || s.Pruned < 0 || s.Leaves > s.Size || s.Pruned > s.Size-s.Leaves || s.First < 1 || err != nil || len(state) != hashes ||
+			s.Stream != events.Usage && (s.First != 1 || s.Pruned != 0) {
 			return nil, fmt.Errorf("its numbers of %s make no sense", s.Stream)
 		}
 		if _, err := s.Tree(); err != nil {

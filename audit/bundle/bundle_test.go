@@ -55,6 +55,36 @@ func TestAGoodBundlePasses(t *testing.T) {
 	}
 }
 
+// Of USAGE that was pruned, what is left is checked with what the export's event says
+// of the rest. Nobody can say afterwards that more was pruned.
+func TestWhatWasPruned(t *testing.T) {
+	for name, k := range kinds {
+		for _, pruned := range []uint64{1, 7, 24} {
+			l := newLog(t, "keyledger-test")
+			l.fill(t, 24)
+			l.pruned = pruned
+			b := l.export(t, k.scope, k.from, k.to)
+			r := verify(t, l, b)
+			if !r.Pass || len(r.Notes) != 1 {
+				t.Fatalf("%s, %d messages pruned: %+v", name, pruned, r)
+			}
+			python(t, l, map[string][]byte{"good": b}, func(string, string) bool { return true })
+			if pruned == 24 || r.Streams[1].Leaves == 0 {
+				continue
+			}
+			bad := bundle.Repack(unpack(t, b).both("usage", without(0)).manifest(func(m *bundle.Manifest) {
+				m.Streams[1].First++
+				m.Streams[1].Leaves--
+				m.Streams[1].Pruned++
+			}).sealed())
+			if r := verify(t, l, bad); r.Pass {
+				t.Errorf("%s: more was pruned afterwards", name)
+			}
+			python(t, l, map[string][]byte{"bad": bad}, func(string, string) bool { return false })
+		}
+	}
+}
+
 // Bundles that were made once are checked for ever: golden files, never edited, only
 // added. -bundle.golden NAME writes new ones.
 func TestBundlesOfReleasedFormats(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"flag"
 	"fmt"
+	"math/bits"
 	"slices"
 	"testing"
 	"time"
@@ -28,6 +29,7 @@ type log struct {
 	records  map[string][]events.Record
 	next     int // event
 	given    map[string]bundle.Stream
+	pruned   uint64 // messages of USAGE, from the front
 }
 
 func newLog(t testing.TB, name string) *log {
@@ -195,9 +197,10 @@ func (l *log) head(t testing.TB, scope bundle.Scope, from, to events.Time) bundl
 	h.Manifest = bundle.Manifest{Format: bundle.Format, Log: l.name, Scope: scope, From: from, To: to, Program: "test"}
 	m := &h.Manifest
 	for _, stream := range audit.Streams {
-		s := bundle.Stream{Stream: stream}
+		s := bundle.Stream{Stream: stream, First: 1}
 		if stream != events.Ops {
 			s = l.described(t, stream)
+			l.prune(t, &s, scope)
 		}
 		m.Streams = append(m.Streams, s)
 	}
@@ -229,9 +232,42 @@ func (l *log) head(t testing.TB, scope bundle.Scope, from, to events.Time) bundl
 				p.Consistency = bundle.ConsistencyText(proof)
 			}
 		}
+		s.Leaves -= s.Pruned
 		h.Proofs = append(h.Proofs, p)
 	}
 	return h
+}
+
+// prune says of USAGE what was pruned.
+func (l *log) prune(t testing.TB, s *bundle.Stream, scope bundle.Scope) {
+	t.Helper()
+	if s.Stream != events.Usage || l.pruned == 0 {
+		return
+	}
+	part, isPart := scope.Part()
+	var gone []tlog.Hash
+	var of audit.Part
+	for i := range l.records[s.Stream] {
+		leaf := audit.LeafOf(&l.records[s.Stream][i])
+		if leaf.Sequence > l.pruned || isPart && !part.Holds(&leaf) {
+			continue
+		}
+		gone = append(gone, leaf.Hash())
+		of.Add(leaf.Hash())
+	}
+	state := []tlog.Hash{of.Chain}
+	if !isPart {
+		state = nil
+		for rest := gone; len(rest) > 0; {
+			n := 1 << (bits.Len(uint(len(rest))) - 1)
+			_, tree := grow(t, rest[:n])
+			state, rest = append(state, tree.Root), rest[n:]
+		}
+	}
+	if len(gone) == 0 {
+		state = nil
+	}
+	s.Prune(l.pruned+1, int64(len(gone)), state...)
 }
 
 // headOver is a head over everything, with streams whose events are elsewhere.
@@ -248,7 +284,7 @@ func (l *log) described(t testing.TB, stream string) bundle.Stream {
 		return s
 	}
 	_, tree := l.tree(t, stream)
-	s := bundle.Stream{Stream: stream, Size: tree.Size, Root: tree.Root.String()}
+	s := bundle.Stream{Stream: stream, Size: tree.Size, Root: tree.Root.String(), First: 1}
 	if n := len(l.records[stream]); n > 0 {
 		s.Last = l.records[stream][n-1].Sequence
 	}
@@ -268,7 +304,8 @@ func (l *log) pack(t testing.TB, h bundle.Head) []byte {
 		for i := range l.records[stream] {
 			r := &l.records[stream][i]
 			leaf := audit.LeafOf(r)
-			if isPart && !scope.Holds(&leaf) || leaf.Sequence > h.Manifest.Streams[n].Last {
+			if isPart && !scope.Holds(&leaf) ||
+				leaf.Sequence > h.Manifest.Streams[n].Last || leaf.Sequence < h.Manifest.Streams[n].First {
 				continue
 			}
 			if err := w.Leaf(&leaf, r.Body); err != nil {

@@ -336,25 +336,33 @@ func (v *verifier) stream(s *Stream) error {
 		if part, err = v.part(s, tree, scope.ID()); err != nil {
 			return err
 		}
-		if part.Count != s.Leaves {
-			return &fault{partName(s.Stream), nil, fmt.Sprintf("the log has %d events of the part, and the manifest says %d", part.Count, s.Leaves)}
+		if part.Count != s.Pruned+s.Leaves {
+			return &fault{partName(s.Stream), nil, fmt.Sprintf("the log has %d events of the part, and the manifest says %d", part.Count, s.Pruned+s.Leaves)}
 		}
-	} else if s.Leaves != s.Size {
-		return &fault{manifestName, nil, fmt.Sprintf("the tree of %s has %d events, and the manifest says %d", s.Stream, s.Size, s.Leaves)}
+	} else if s.Pruned+s.Leaves != s.Size {
+		return &fault{manifestName, nil, fmt.Sprintf("the tree of %s has %d events, and the manifest says %d", s.Stream, s.Size, s.Pruned+s.Leaves)}
 	}
-	sum := &summary{part: isPart}
+	if s.First > 1 {
+		v.report.Notes = append(v.report.Notes, fmt.Sprintf("%s was pruned: when this was exported it began at sequence %d, and %d events before were gone.", s.Stream, s.First, s.Pruned))
+	}
+	sum, err := begun(s, isPart)
+	if err != nil {
+		return &fault{manifestName, nil, "the state of what was pruned is none"}
+	}
+	first := true
 	err = v.pairs(s, func(c *pair) error {
-		if c.err == nil && sum.count > 0 && len(c.hashes) > 0 {
+		if c.err == nil && !first {
 			if reason := follows(s.Stream, isPart, &sum.last, c.first); reason != "" {
 				c.err = &fault{c.member, &c.first, reason}
 			}
 		}
-		if c.err == nil && sum.count == 0 && !isPart && c.first != (audit.Place{Stream: s.Stream, Sequence: 1}) {
-			c.err = &fault{c.member, &c.first, "it is the first event here, and the stream begins with 1 0"}
+		if c.err == nil && first && (c.first.Sequence < s.First || !isPart && c.first != (audit.Place{Stream: s.Stream, Sequence: s.First})) {
+			c.err = &fault{c.member, &c.first, fmt.Sprintf("it is the first event here, and the stream begins with %d 0", s.First)}
 		}
 		if c.err != nil {
 			return c.err
 		}
+		first = false
 		sum.add(c)
 		told.Events += c.bodies
 		v.confirmed = v.confirmed || c.confirmed
@@ -368,10 +376,10 @@ func (v *verifier) stream(s *Stream) error {
 		return &fault{partName(s.Stream), nil, fmt.Sprintf("the events of %s are not those whose chain is signed: one was changed, left out, added or moved", s.Stream)}
 	case !isPart && sum.root() != tree.Root:
 		return &fault{checkpointName(s.Stream), nil, fmt.Sprintf("the events of %s do not add up to the signed root: one was changed, left out, added or moved", s.Stream)}
-	case sum.count > 0 && (sum.last.Sequence > s.Last || !isPart && sum.last.Sequence != s.Last):
+	case !first && (sum.last.Sequence > s.Last || !isPart && sum.last.Sequence != s.Last):
 		return &fault{manifestName, &sum.last, fmt.Sprintf("it is the last event, and the export's own event says that the tree ends at %d", s.Last)}
-	case s.Size == 0 && s.Last != 0:
-		return &fault{manifestName, nil, fmt.Sprintf("the tree of %s is empty, and has a last event", s.Stream)}
+	case s.Size == 0 && s.Last != 0 || s.Last != 0 && s.First > s.Last+1:
+		return &fault{manifestName, nil, fmt.Sprintf("the first and the last event of %s make no sense", s.Stream)}
 	}
 	return nil
 }
@@ -633,6 +641,18 @@ type summary struct {
 	chain audit.Part
 	// peaks are the roots of the whole subtrees so far, the largest first.
 	peaks []tlog.Hash
+}
+
+// begun is the sum over what was pruned.
+func begun(s *Stream, part bool) (*summary, error) {
+	sum := &summary{part: part, count: s.Pruned}
+	state, err := s.pruned()
+	if part && len(state) == 1 {
+		sum.chain = audit.Part{Count: s.Pruned, Chain: state[0]}
+	} else {
+		sum.peaks = state
+	}
+	return sum, err
 }
 
 func (s *summary) add(c *pair) {
