@@ -170,6 +170,7 @@ func build(d Deps) *API {
 	a.auditLog()
 	a.auditPast()
 	a.retention()
+	a.auditExport()
 	a.usage()
 	a.status()
 	return a

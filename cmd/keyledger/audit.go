@@ -50,7 +50,7 @@ func (a *app) auditCommand() *cobra.Command {
 	return group("audit", "Read the ledger",
 		a.auditListCommand(), a.auditTailCommand(),
 		a.auditAsOfCommand(), a.auditDiffCommand(), a.auditHistoryCommand(), a.auditExplainCommand(), a.auditLeakedCommand(),
-		a.auditVerifyCommand(),
+		a.auditExportCommand(), a.auditVerifyCommand(),
 		a.auditKeyCommand(), a.auditProveCommand(),
 		a.auditPruneCommand(), a.auditHoldCommand())
 }

@@ -1,0 +1,368 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/audit/bundle"
+	"github.com/keyledger/keyledger/events"
+)
+
+func (a *app) auditExportCommand() *cobra.Command {
+	var file, format, from, to string
+	var scope bundle.Scope
+	cmd := &cobra.Command{
+		Use: "export", Short: "Export events with the proof that they are complete and unaltered", Args: takes(),
+		Long: `Export events as a bundle, a tar.gz that proves itself: whoever has the log's key
+checks it offline with "keyledger audit verify", or with tools/verify_bundle.py. It is
+complete as of now: of everything, of a keyspace, of an owner or of a key, with all
+streams. --from and --to leave out the bytes of other events; what proves that nothing
+else is missing stays. A lost connection is taken up again. The bundle is checked
+before it gets its name.
+
+--format csv, ndjson and cloudevents write the same events without proofs, with
+personal data opened where you may see it.`,
+		Example: `  keyledger audit export -o bundle.tar.gz
+  keyledger audit export -o org_1.tar.gz --keyspace parcelbird --owner org_1
+  keyledger audit export -o key.csv --format csv --key key_… --from 90d`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if file == "" {
+				return usageError("-o is needed: the file to write")
+			}
+			var err error
+			if from, err = a.past("--from", from); err != nil {
+				return err
+			}
+			if to, err = a.past("--to", to); err != nil {
+				return err
+			}
+			switch format {
+			case "bundle":
+				return a.exportBundle(cmd, file, scope, from, to)
+			case "csv", "ndjson", "cloudevents":
+				return a.exportPlain(cmd, file, format, scope, from, to)
+			}
+			return usageError("--format is bundle, csv, ndjson or cloudevents")
+		},
+	}
+	cmd.Flags().StringVarP(&file, "output", "o", "", "the file to write")
+	cmd.Flags().StringVar(&format, "format", "bundle", "bundle, or without proofs: csv, ndjson, cloudevents")
+	cmd.Flags().StringVar(&scope.Keyspace, "keyspace", "", "of this keyspace")
+	cmd.Flags().StringVar(&scope.Owner, "owner", "", "of this owner and its keys")
+	cmd.Flags().StringVar(&scope.Key, "key", "", "of this key id")
+	cmd.Flags().StringVar(&from, "from", "", "not before this time, date or distance (24h)")
+	cmd.Flags().StringVar(&to, "to", "", "before this time, date or distance")
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"bundle", "csv", "ndjson", "cloudevents"}, cobra.ShellCompDirectiveNoFileComp))
+	a.completeFlags(cmd)
+	return cmd
+}
+
+// exported is what is printed of an export.
+type exported struct {
+	File     string         `json:"file"`
+	Bytes    int64          `json:"bytes"`
+	Format   string         `json:"format"`
+	Events   int64          `json:"events,omitempty"`   // of a plain export
+	Verified *bundle.Report `json:"verified,omitempty"` // of a bundle
+}
+
+// exportBundle writes a bundle beside its place, checks it, and moves it there.
+func (a *app) exportBundle(cmd *cobra.Command, file string, scope bundle.Scope, from, to string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	body := map[string]string{}
+	for name, value := range map[string]string{"keyspace": scope.Keyspace, "owner": scope.Owner, "key": scope.Key, "from": from, "to": to} {
+		if value != "" {
+			body[name] = value
+		}
+	}
+	r, err := c.do(cmd.Context(), call{method: http.MethodPost, path: path("audit", "exports"), body: jsonBody(body)})
+	if err != nil {
+		return err
+	}
+	var head bundle.Head
+	if err := r.decode(&head); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(file), ".keyledger-export-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	size, err := a.writeBundle(cmd.Context(), c, f, head)
+	if err != nil {
+		return err
+	}
+	keys, err := logKeys(head.Keys)
+	if err != nil {
+		return err
+	}
+	report, err := a.checkBundle(f.Name(), bundle.Options{Keys: keys})
+	if err != nil {
+		return err
+	}
+	if !report.Pass {
+		bad := file + ".failed"
+		if err := os.Rename(f.Name(), bad); err != nil {
+			return err
+		}
+		if err := a.printReport(bad, report); err != nil {
+			return err
+		}
+		a.note("keyledger: what the service answered does not prove itself: is the log in doubt? `keyledger doctor` and the service's log say more.")
+		return quietly(exitProof)
+	}
+	if err := os.Rename(f.Name(), file); err != nil {
+		return err
+	}
+	if a.asJSON {
+		return a.printValue(exported{file, size, "bundle", 0, &report})
+	}
+	if err := a.printReport(file, report); err != nil {
+		return err
+	}
+	a.note("checked with the keys that the service itself named; an auditor takes one from `keyledger audit key`, by another way")
+	return nil
+}
+
+// exportAttempts is how often in a row a reading that gets no further is taken up again.
+const exportAttempts = 8
+
+func (a *app) writeBundle(ctx context.Context, c *client, f *os.File, head bundle.Head) (size int64, err error) {
+	out := bufio.NewWriterSize(f, 1<<20)
+	w, err := bundle.NewWriter(out, head)
+	if err != nil {
+		return 0, fmt.Errorf("the answer is not what this program expects (%w): is the service of the same version?", err)
+	}
+	var total, done int64
+	last := map[string]uint64{}
+	for _, s := range head.Manifest.Streams {
+		total += s.Leaves
+		last[s.Stream] = s.Last
+	}
+	bar := a.progress("exporting")
+	defer func() { bar.end(err == nil) }()
+	export := strconv.FormatUint(head.Manifest.Exported.Sequence, 10)
+	for stream := w.Stream(); stream != ""; stream = w.Stream() {
+		after := audit.Place{Stream: stream}
+		wait, failed := retryFirst, 0
+		for w.Stream() == stream {
+			before := done
+			err := func() error {
+				q := url.Values{"stream": {stream}, "last": {strconv.FormatUint(last[stream], 10)}}
+				if after.Sequence > 0 {
+					q.Set("after_sequence", strconv.FormatUint(after.Sequence, 10))
+					q.Set("after_line", strconv.Itoa(after.Line))
+				}
+				resp, err := c.open(ctx, call{method: http.MethodGet, path: path("audit", "exports", export), query: q, header: http.Header{"Accept": {"text/plain"}}})
+				if err != nil {
+					return err
+				}
+				defer resp.Body.Close()
+				return readExport(resp.Body, w, stream, head.Manifest.Within, func(l *audit.Leaf) {
+					after = l.Place
+					if done++; done%1024 == 0 || done == total {
+						bar.set(done, total)
+					}
+				})
+			}()
+			if err == nil {
+				if w.Stream() == stream {
+					return 0, fmt.Errorf("%s ends %d events before what was signed: was it pruned meanwhile? Export again", stream, w.Left())
+				}
+				break
+			}
+			if ctx.Err() != nil {
+				return 0, ctx.Err()
+			}
+			lost, ok := errors.AsType[*unreachable](err)
+			if errors.Is(err, errCut) {
+				lost, ok = &unreachable{c.target.URL, c.target.urlFrom, true, "", err}, true
+			}
+			if !ok {
+				return 0, err
+			}
+			if failed++; done > before {
+				wait, failed = retryFirst, 0
+			}
+			if failed >= exportAttempts {
+				return 0, lost
+			}
+			a.note("keyledger: the connection was lost; going on behind %s", after)
+			select {
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			case <-time.After(wait):
+			}
+			wait = min(2*wait, retryLast)
+		}
+	}
+	if err := errors.Join(w.Close(), out.Flush(), f.Sync()); err != nil {
+		return 0, err
+	}
+	return f.Seek(0, io.SeekCurrent)
+}
+
+// longestLine is that of an event, with its newline.
+const longestLine = 16<<20 + 1
+
+var errCut = errors.New("the answer was cut off")
+
+// readExport writes the leaves and events of an answer until the stream is complete. A
+// connection that was cut off is an error that is errCut.
+func readExport(r io.Reader, w *bundle.Writer, stream string, within func(events.Time) bool, wrote func(*audit.Leaf)) error {
+	lines := bufio.NewReaderSize(r, 256<<10)
+	next := func() ([]byte, error) {
+		line, err := lines.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			long := bytes.Clone(line)
+			for errors.Is(err, bufio.ErrBufferFull) && len(long) <= longestLine {
+				line, err = lines.ReadSlice('\n')
+				long = append(long, line...)
+			}
+			line = long
+		}
+		if err == io.EOF && len(line) > 0 {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return nil, err
+		}
+		return line[:len(line)-1], nil
+	}
+	for w.Stream() == stream {
+		line, err := next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", errCut, err)
+		}
+		leaf, err := bundle.ParseLine(stream, line)
+		if err != nil {
+			return fmt.Errorf("the answer is not what this program expects (%w): is the service of the same version?", err)
+		}
+		var body []byte
+		if within(leaf.Time) {
+			if body, err = next(); err != nil {
+				return fmt.Errorf("%w: %w", errCut, err)
+			}
+		}
+		if err := w.Leaf(&leaf, body); err != nil {
+			return err
+		}
+		wrote(&leaf)
+	}
+	return nil
+}
+
+// exportPlain writes events without proofs.
+func (a *app) exportPlain(cmd *cobra.Command, file, format string, scope bundle.Scope, from, to string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	kind := "application/x-ndjson"
+	if format == "csv" {
+		kind = "text/csv"
+	}
+	q := set(url.Values{}, "keyspace", scope.Keyspace, "owner", scope.Owner, "key", scope.Key, "from", from, "to", to)
+	resp, err := c.open(cmd.Context(), call{method: http.MethodGet, path: path("audit", "events"), query: q, header: http.Header{"Accept": {kind}}})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	f, err := os.CreateTemp(filepath.Dir(file), ".keyledger-export-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	e := exported{File: file, Format: format}
+	out := bufio.NewWriterSize(f, 1<<20)
+	if format == "cloudevents" {
+		e.Events, err = writeCloudEvents(out, resp.Body)
+	} else {
+		_, err = io.Copy(out, resp.Body)
+	}
+	if err != nil {
+		return fmt.Errorf("the export ended before its end, nothing was kept: %w", err)
+	}
+	if err := errors.Join(out.Flush(), f.Sync()); err != nil {
+		return err
+	}
+	if e.Bytes, err = f.Seek(0, io.SeekCurrent); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), file); err != nil {
+		return err
+	}
+	if a.asJSON {
+		return a.printValue(e)
+	}
+	_, err = fmt.Fprintf(a.stdout, "%s: %d bytes, without proofs\n", clean(file), e.Bytes)
+	return err
+}
+
+// cloudEvent is an event in the JSON format of CloudEvents 1.0. Its attributes are those
+// of the headers on FEED; stream, sequence and line are an extension each.
+type cloudEvent struct {
+	SpecVersion     string          `json:"specversion"`
+	ID              string          `json:"id"`
+	Source          string          `json:"source"`
+	Type            string          `json:"type"`
+	Subject         string          `json:"subject,omitempty"`
+	Time            events.Time     `json:"time"`
+	DataContentType string          `json:"datacontenttype"`
+	Stream          string          `json:"stream"`
+	Sequence        string          `json:"sequence"`
+	Line            int             `json:"line"`
+	Data            json.RawMessage `json:"data"`
+}
+
+// writeCloudEvents writes the events of an NDJSON answer as CloudEvents, one a line.
+// Their data is the whole envelope, as on FEED.
+func writeCloudEvents(w io.Writer, r io.Reader) (n int64, err error) {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	lines := bufio.NewScanner(r)
+	lines.Buffer(make([]byte, 64<<10), longestLine)
+	for ; lines.Scan(); n++ {
+		var e eventView
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return n, err
+		}
+		var subject []string
+		for _, s := range []string{e.Owner, e.Key} {
+			if s != "" {
+				subject = append(subject, s)
+			}
+		}
+		if len(subject) == 0 && e.Keyspace != "" {
+			subject = []string{e.Keyspace}
+		}
+		if err := enc.Encode(cloudEvent{"1.0", e.ID, "/keyledger/" + e.Keyspace, e.Type, strings.Join(subject, "/"), e.Time, "application/json",
+			e.Stream, strconv.FormatUint(e.Sequence, 10), e.Line, bytes.Clone(lines.Bytes())}); err != nil {
+			return n, err
+		}
+	}
+	return n, lines.Err()
+}
