@@ -3,9 +3,21 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/iotest"
+
+	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/keyledger/keyledger/audit/bundle"
 )
@@ -36,7 +48,7 @@ func TestAuditVerify(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b[len(b)/2] ^= 4
+	b[100] ^= 4
 	bad := write(t, filepath.Join(t.TempDir(), "bad.tar.gz"), string(b))
 	failed := invoke(t, "", "audit", "verify", "--bundle", bad, "--log-key", keyFile).want(t, exitProof)
 	contains(t, "the report", failed.stdout, "FAIL", "a bit of the archive was changed")
@@ -60,4 +72,29 @@ func TestAuditVerify(t *testing.T) {
 	}
 	missing := invoke(t, "", "audit", "verify", "--bundle", "no such file", "--log-key", keyFile).want(t, exitFailed)
 	contains(t, "the error", missing.stderr, "no such file")
+}
+
+// cutting starts a proxy in front of the API that breaks the first readings of an
+// export off, and sets CUT to its address.
+func cutting(ts *testscript.TestScript, _ bool, _ []string) {
+	target, err := url.Parse(ts.Getenv("API"))
+	ts.Check(err)
+	var left atomic.Int32
+	left.Store(5)
+	proxy := &httputil.ReverseProxy{
+		Rewrite:  func(r *httputil.ProxyRequest) { r.SetURL(target) },
+		ErrorLog: log.New(io.Discard, "", 0),
+		ModifyResponse: func(r *http.Response) error {
+			if strings.HasPrefix(r.Request.URL.Path, "/v1/audit/exports/") && left.Add(-1) >= 0 {
+				r.Body = struct {
+					io.Reader
+					io.Closer
+				}{io.MultiReader(io.LimitReader(r.Body, 5000), iotest.ErrReader(errors.New("cut"))), r.Body}
+			}
+			return nil
+		},
+	}
+	s := httptest.NewServer(proxy)
+	ts.Defer(s.Close)
+	ts.Setenv("CUT", s.URL)
 }

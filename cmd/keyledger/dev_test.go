@@ -32,6 +32,11 @@ func TestDev(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("KEYLEDGER_CONTEXT", filepath.Join(env.WorkDir, "context.json"))
 			env.Setenv("HOME", env.WorkDir)
+			tools, err := filepath.Abs("../../tools")
+			if err != nil {
+				return err
+			}
+			env.Setenv("TOOLS", tools)
 			d := &devProcess{env: env}
 			env.Values[devKey{}] = d
 			env.Defer(d.kill)
@@ -39,7 +44,7 @@ func TestDev(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": exitCode, "dev": devStart, "stop": devStop, "http": httpRequest,
-			"eventually": eventually, "subscribe": subscribe, "received": received, "remember": remember, "invariants": invariants,
+			"cutting": cutting, "eventually": eventually, "subscribe": subscribe, "received": received, "remember": remember, "invariants": invariants,
 		},
 	})
 }
