@@ -23,6 +23,10 @@ class Fail(Exception):
     """The bundle is not right: what, and where."""
 
 
+class Usage(Exception):
+    """The call is not right."""
+
+
 def need(ok, why, where=""):
     if not ok:
         raise Fail((where + ": " if where else "") + why)
@@ -103,11 +107,13 @@ def signers(note, keys, where):
     """The text of a note, and which of the keys have signed it."""
     text, split, tail = note.rpartition(b"\n\n")
     need(split and tail.endswith(b"\n"), "it is not a signed note", where)
-    text, found = text + b"\n", []
-    for line in tail[:-1].split(b"\n"):
+    text, found, lines = text + b"\n", [], tail[:-1].split(b"\n")
+    need(len(set(lines)) == len(lines), "a signature stands twice", where)
+    for line in lines:
         m = re.fullmatch(rb"\xe2\x80\x94 ([^ +]+) ([A-Za-z0-9+/]+=*)", line)
         need(m, "a signature is not written as one is", where)
         raw = base64.b64decode(m[2])
+        need(base64.b64encode(raw) == m[2], "a signature is not written as one is", where)
         for key in keys:
             name, digest, algorithm, public = key
             if m[1] != name.encode() or raw[:4] != digest:
@@ -146,9 +152,9 @@ def policy_check(text, note, where):
         elif w[0] == "quorum":
             quorum = w[1]
         else:
-            raise ValueError("policy: unknown word " + w[0])
+            raise Usage("policy: unknown word " + w[0])
     if quorum is None:
-        raise ValueError("policy: it names no quorum")
+        raise Usage("policy: it names no quorum")
     need(quorum == "none" or ok[quorum], "it does not have the signatures that the policy asks for", where)
 
 
@@ -352,14 +358,15 @@ class Bundle:
         raw = self.next("manifest.json")
         self.m = m = strict_json(raw.rstrip(b"\n"), "manifest.json")
         try:
-            shape = [set(m), set(m["scope"]), set(m["exported"]), [(s["stream"], set(s)) for s in m["streams"]]]
+            shape = [list(m), list(m["scope"]), list(m["exported"]), [(s["stream"], list(s)) for s in m["streams"]]]
             numbers = [n for s in m["streams"] for n in (s["size"], s["last"], s["leaves"], s["first"], s["pruned"])] + [m["exported"]["sequence"]]
             whole = all(type(n) is int and n >= 0 for n in numbers)
             words = all(type(w) is str for w in [*m["scope"].values(), m["log"], m["program"], *(s[w] for s in m["streams"] for w in ("root", "state"))])
         except (TypeError, KeyError, AttributeError):
             raise Fail("manifest.json: it is not one of a bundle")
-        need(shape == [{"format", "log", "scope", "from", "to", "exported", "streams", "program"}, {"keyspace", "owner", "key"}, {"sequence", "time", "actor"},
-                       [(s, {"stream", "size", "root", "last", "first", "leaves", "pruned", "state"}) for s in STREAMS]] and whole and words and m["format"] == "keyledger bundle v1"
+        stream = ["stream", "size", "root", "last", "first", "leaves", "pruned", "state"]
+        need(shape == [["format", "log", "scope", "from", "to", "exported", "streams", "program"], ["keyspace", "owner", "key"], ["sequence", "time", "actor"],
+                       [(s, stream) for s in STREAMS]] and whole and words and m["format"] == "keyledger bundle v1"
              and (json.dumps(m, indent=2, ensure_ascii=False) + "\n").encode() == raw, "it is not one of a bundle", "manifest.json")
         self.keys = [k for k in self.keys if k[0] == m["log"]]
         need(self.keys, "it is of the log %r, and no key of that name was given" % m["log"], "manifest.json")
@@ -479,8 +486,10 @@ def check(path, keys, policy=None):
         return None, (b, b.verify())
     except Fail as e:
         return str(e), None
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, struct.error) as e:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         return "the archive is damaged or truncated: %s" % e, None
+    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as e:
+        return "something in it is not written as in a bundle: %s" % e, None
 
 
 def main(argv):
@@ -498,9 +507,9 @@ def main(argv):
         return 2
     try:
         why, result = check(path, keys, policy)
-    except OSError as e:
+    except (OSError, Usage) as e:
         print("verify_bundle.py: %s" % e, file=sys.stderr)
-        return 1
+        return 2 if isinstance(e, Usage) else 1
     if why:
         print("FAIL  " + why)
         return 7

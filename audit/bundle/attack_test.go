@@ -168,6 +168,16 @@ var attacks = []struct {
 		f.at("ledger/checkpoint.txt").Data = []byte(l.sign(t, audit.Checkpoint{Origin: audit.Origin(l.name, events.Ledger), Tree: tree}))
 		return f
 	}},
+	{"a signature doubled", "owner", "stands twice", func(_ *testing.T, _ *log, f files) files {
+		return f.editLines("ledger/checkpoint.txt", func(l []string) []string { return append(l, l[len(l)-1]) })
+	}},
+	{"a bit of a signature that means nothing", "owner", "not written as one is", func(_ *testing.T, _ *log, f files) files {
+		return f.edit("ledger/parts.txt", func(s string) string { // 68 bytes end with a digit of which two bits count
+			b := []byte(s)
+			b[len(b)-3] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"[strings.IndexByte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/", b[len(b)-3])^1]
+			return string(b)
+		})
+	}},
 	{"an event of a part left out", "owner", "are missing", func(_ *testing.T, _ *log, f files) files { return f.both("ledger", without(1)) }},
 	{"an event of a part left out, and the manifest says so", "owner", "events of the part", func(_ *testing.T, _ *log, f files) files {
 		return f.both("ledger", without(1)).manifest(func(m *bundle.Manifest) { m.Streams[0].Leaves-- })

@@ -122,7 +122,7 @@ func TestBytesOfTheArchiveCount(t *testing.T) {
 	l := newLog(t, "keyledger-test")
 	l.fill(t, 1)
 	good := l.export(t, bundle.Scope{}, 0, 0)
-	for i := 0; i < len(good); i += 1 + i/64%4 {
+	for i := 0; i < len(good); i += 1 + 4*min(i/64, 1) {
 		bad := bytes.Clone(good)
 		bad[i] ^= 1 << (i % 8)
 		if r := verify(t, l, bad); r.Pass {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -396,7 +397,22 @@ func (v *verifier) checkpoint(signed []byte, origin string) (audit.Checkpoint, e
 	if err != nil {
 		return c, fmt.Errorf("it is not a signed tree: %w", err)
 	}
-	return c, nil
+	return c, oneWay(signed)
+}
+
+// oneWay refuses a note that is not the one way to write it: base64 has bits that mean
+// nothing, and a signature may stand twice without making a difference.
+func oneWay(signed []byte) error {
+	_, signatures, _ := bytes.Cut(signed, []byte("\n\n"))
+	seen := map[string]bool{}
+	for line := range strings.Lines(string(signatures)) {
+		text := strings.TrimSuffix(line[strings.LastIndexByte(line, ' ')+1:], "\n")
+		if _, err := base64.StdEncoding.Strict().DecodeString(text); err != nil || seen[line] {
+			return errors.New("one of its signatures stands twice, or is not written as one is")
+		}
+		seen[line] = true
+	}
+	return nil
 }
 
 // consistent checks that the signed tree contains the export's.
