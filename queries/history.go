@@ -147,6 +147,21 @@ func (h *history) before(sequence uint64) *map[string]*eventSum {
 	return sums
 }
 
+// folded are the sums of refusals that ended at a time. Their facts are written
+// when their second is over, and may come behind what happened in between.
+func (h *history) folded(last events.Time) *map[string]*eventSum {
+	sums := &h.open
+	for i := range slices.Backward(h.closed) {
+		if h.closed[i].end.Kind != "fact" {
+			continue
+		} else if h.closed[i].end.From <= last {
+			break
+		}
+		sums = &h.closed[i].sums
+	}
+	return sums
+}
+
 func (h *history) entries() []HistoryEntry {
 	list := []HistoryEntry{}
 	add := func(sums map[string]*eventSum) {
@@ -178,9 +193,9 @@ func (h *history) add(r *events.Record) {
 		}
 	case events.KeyUseReported: // the outcome of a use that is counted
 	case events.KeyDenied:
-		sumOf(&h.open, "refused", d.Code, d.First).add(d.First, d.Last, d.Count, "", d.Endpoint)
+		sumOf(h.folded(d.Last), "refused", d.Code, d.First).add(d.First, d.Last, d.Count, "", d.Endpoint)
 	case events.KeyRateLimited:
-		sumOf(&h.open, "refused", string(domain.CodeRateLimited), d.First).add(d.First, d.Last, d.Count, "", "")
+		sumOf(h.folded(d.Last), "refused", string(domain.CodeRateLimited), d.First).add(d.First, d.Last, d.Count, "", "")
 	default:
 		act := actOf(r)
 		x := HistoryEntry{Kind: "act", What: e.Type, From: e.Time, Until: e.Time, Act: &act}
