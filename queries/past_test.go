@@ -265,6 +265,8 @@ func TestPastIsTheFoldOfThePrefix(t *testing.T) {
 				}
 			}
 		}
+		lo := rapid.IntRange(0, len(p.history)-1).Draw(rt, "lo")
+		p.checkDiff(rt, lo, rapid.IntRange(lo, len(p.history)-1).Draw(rt, "hi"))
 		when := events.At(start) + events.Time(rapid.IntRange(-10, 31_000).Draw(rt, "when"))
 		last := 0
 		for i, r := range p.history {
@@ -277,6 +279,49 @@ func TestPastIsTheFoldOfThePrefix(t *testing.T) {
 			rt.Fatalf("as of %s is %v, %v, want sequence %d", when, at, err, last)
 		}
 	})
+}
+
+// checkDiff compares what changed between two facts with the folds up to each.
+func (p *pasts) checkDiff(t *rapid.T, lo, hi int) {
+	from, to := Moment{uint64(lo + 1), p.history[lo].Event.Time}, Moment{uint64(hi + 1), p.history[hi].Event.Time}
+	before, after := p.worlds[lo], p.worlds[hi]
+	want := map[string]string{}
+	add := func(id string, changed bool, b, a map[string]any) {
+		if changed {
+			j, _ := json.Marshal(differences(b, a))
+			want[id] = string(j)
+		}
+	}
+	for id, k := range after.keys {
+		if old := before.keys[id]; k != nil {
+			add(id, old == nil || old.Version != k.Version, keyDocument(old, from.Time), keyDocument(k, to.Time))
+		}
+	}
+	for id, o := range after.owners {
+		if old := before.owners[id]; o != nil {
+			add(id[1], old == nil || old.Version != o.Version, ownerDocument(old), ownerDocument(o))
+		}
+	}
+	if k, old := after.keyspaces["pb"], before.keyspaces["pb"]; k != nil {
+		add("pb", old == nil || old.Version != k.Version, keyspaceDocument(old, old == nil), keyspaceDocument(k, old == nil))
+	}
+	got := map[string]string{}
+	for f := (DiffFilter{Limit: 2}); ; {
+		list, next, err := p.Diff(p.t.Context(), f, from, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range list {
+			j, _ := json.Marshal(d.Changes)
+			got[cmp.Or(d.Key, d.Owner, d.Keyspace)] = string(j)
+		}
+		if f.Cursor = next; next == "" {
+			break
+		}
+	}
+	if d := gocmp.Diff(want, got); d != "" {
+		t.Fatalf("from %d to %d (-fold +diff):\n%s", from.Sequence, to.Sequence, d)
+	}
 }
 
 func refusedAs(err error, code string) bool {
