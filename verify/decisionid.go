@@ -36,14 +36,17 @@ const (
 // It needs to be unique, not secret: the runtime's ChaCha8 generator, seeded by
 // the system, takes a tenth of the time of crypto/rand.
 func decisionStamp(now time.Time, admitted bool) (u [16]byte) {
-	binary.BigEndian.PutUint64(u[:8], uint64(now.UnixMilli())<<16|uint64(rand.Uint32()&0x0fff)|0x7000)
-	binary.BigEndian.PutUint64(u[8:], rand.Uint64())
-	mark := byte(refusedBits)
+	stampDecision(&u, now, admitted)
+	return u
+}
+
+func stampDecision(u *[16]byte, now time.Time, admitted bool) {
+	mark := uint64(refusedBits)
 	if admitted {
 		mark = admittedBits
 	}
-	u[8] = u[8]&0x3f | mark
-	return u
+	binary.BigEndian.PutUint64(u[:8], uint64(now.UnixMilli())<<16|uint64(rand.Uint32()&0x0fff)|0x7000)
+	binary.BigEndian.PutUint64(u[8:], rand.Uint64()>>2|mark<<56)
 }
 
 func formatDecisionID(stamp [16]byte, key string) string {

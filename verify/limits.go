@@ -110,7 +110,7 @@ func (v *Verifier) Take(keyspace, owner string, n int64) (Decision, error) {
 		d.Code = v.draw(&d, &keyring.Found{}, n)
 	}
 	d.Valid = d.Code == domain.CodeValid
-	d.stamp = decisionStamp(d.Time, d.Valid)
+	stampDecision(&d.stamp, d.Time, d.Valid)
 	if d.Valid && v.recorder != nil {
 		v.recorder.folds.take(d.Owner, n, d.Time)
 	}

@@ -132,7 +132,7 @@ func (v *Verifier) Verify(req domain.Request) (d Decision) {
 	}
 	d.Code = v.decide(&req, &d, now)
 	d.Valid = d.Code == domain.CodeValid
-	d.stamp = decisionStamp(d.Time, d.Valid)
+	stampDecision(&d.stamp, d.Time, d.Valid)
 	if !d.Valid && v.recorder != nil {
 		v.recorder.refused(&d, &req)
 	}
@@ -171,7 +171,7 @@ func (v *Verifier) decide(req *domain.Request, d *Decision, now time.Time) domai
 	}
 	at := events.At(d.Time)
 	hash := domain.HashSecret(secret)
-	found := v.ring.Find(req.Keyspace, hash)
+	found := v.ring.Find(req.Keyspace, &hash)
 	if d.Key, d.Owner = found.Key, found.Owner; d.Key != nil {
 		limit.Ahead(found.BesideKey)
 		d.Secret, _ = d.Key.SecretState(hash, at)

@@ -65,36 +65,30 @@ type part struct {
 	n      int
 }
 
-// search goes through the entries whose hashes are alike, in the order in which
-// they were added. It is no iterator, whose calls of closures a decision would feel.
-type search struct {
-	entries *entries
-	places  []atomic.Uint64
-	hash, i uint32
-}
-
-func (x *index) search(hash uint64) search {
-	s := search{entries: x.entries, hash: uint32(hash), i: uint32(hash)}
+// table is where the entries with a hash are, as it is now.
+func (x *index) table(hash uint64) []atomic.Uint64 {
 	if table := x.parts[hash>>58].places.Load(); table != nil {
-		s.places = *table
+		return *table
 	}
-	return s
+	return nil
 }
 
-// next is the next entry and its number, or nil.
-func (s *search) next() (at *entry, number uint32) {
-	for len(s.places) > 0 {
-		place := s.places[s.i&uint32(len(s.places)-1)].Load()
+// next is the next entry in a table whose hash is alike, or nil, its number, and
+// where to go on; the first search begins at the hash. It is no iterator, and has
+// no state of its own, because a decision would feel either.
+func (x *index) next(table []atomic.Uint64, hash uint64, i uint32) (at *entry, number, after uint32) {
+	for len(table) > 0 {
+		place := table[i&uint32(len(table)-1)].Load()
 		if place == 0 {
 			break
 		}
-		s.i++
-		if uint32(place>>32) == s.hash {
+		i++
+		if uint32(place>>32) == uint32(hash) {
 			number = uint32(place) - 1
-			return s.entries.at(number), number
+			return x.entries.at(number), number, i
 		}
 	}
-	return nil, 0
+	return nil, 0, i
 }
 
 // add makes an entry, which has its key already, be found by a hash.

@@ -18,10 +18,13 @@ func TestIndexWhileItGrows(t *testing.T) {
 	hash := func(i int) uint64 { return uint64(i%(n/4)) * 0x9e3779b97f4a7c15 } // of four each
 	id := func(i int) string { return fmt.Sprint("key_", i) }
 	search := func(i int) (*entry, uint32) {
-		for s := x.search(hash(i)); ; {
-			if at, number := s.next(); at == nil || at.key.Load().ID == id(i) {
+		h := hash(i)
+		for table, from := x.table(h), uint32(h); ; {
+			at, number, after := x.next(table, h, from)
+			if at == nil || at.key.Load().ID == id(i) {
 				return at, number
 			}
+			from = after
 		}
 	}
 	find := func(i int) *entry {

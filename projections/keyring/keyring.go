@@ -91,11 +91,6 @@ type ownerEntry struct {
 
 type ownerID struct{ keyspace, id string }
 
-type secretID struct {
-	keyspace string
-	hash     [32]byte
-}
-
 type waiter struct {
 	sequence uint64
 	reached  chan struct{}
@@ -311,9 +306,8 @@ func (r *Ring) storeKey(at *entry, number uint32, o *ownerEntry, before, after *
 	}
 	o.count(at, before, after)
 	if before == nil || before.Hash != after.Hash {
-		id := secretID{after.Keyspace, after.Hash}
-		if other, _ := r.bySecret(&id); other == nil { // else the first key with a secret keeps it
-			r.secrets.add(id.of(r.seed), number)
+		if other, _ := r.bySecret(after.Keyspace, &after.Hash); other == nil { // else the first key with a secret keeps it
+			r.secrets.add(r.hash(&after.Hash), number)
 		}
 	}
 }
@@ -339,17 +333,17 @@ func (o *ownerEntry) count(at *entry, before, after *domain.Key) {
 	}
 }
 
-// of is what a secret is looked for by. Those who import hashes choose them, so
+// hash is what a secret is looked for by. Those who import hashes choose them, so
 // it is hashed again with a seed that nobody knows: else they could make many alike.
-func (s *secretID) of(seed maphash.Seed) uint64 { return maphash.Bytes(seed, s.hash[:]) }
+func (r *Ring) hash(secret *[32]byte) uint64 { return maphash.Bytes(r.seed, secret[:]) }
 
 // has looks at the hash first: the keyspace is on another cache line.
-func has(k *domain.Key, id *secretID) bool {
-	if !domain.SameHash(&k.Hash, &id.hash) &&
-		(k.More == nil || !slices.ContainsFunc(k.Earlier, func(e domain.Earlier) bool { return e.Hash == id.hash })) {
+func has(k *domain.Key, keyspace string, secret *[32]byte) bool {
+	if !domain.SameHash(&k.Hash, secret) &&
+		(k.More == nil || !slices.ContainsFunc(k.Earlier, func(e domain.Earlier) bool { return e.Hash == *secret })) {
 		return false
 	}
-	return k.Keyspace == id.keyspace
+	return k.Keyspace == keyspace
 }
 
 func (r *Ring) remember(rec events.Record) {
@@ -401,18 +395,24 @@ func (r *Ring) ownerShard(id string) *shard {
 }
 
 func (r *Ring) entry(id string) (*entry, uint32) {
-	for s := r.ids.search(maphash.String(r.seed, id)); ; {
-		if at, number := s.next(); at == nil || at.key.Load().ID == id {
+	hash := maphash.String(r.seed, id)
+	for table, i := r.ids.table(hash), uint32(hash); ; {
+		at, number, after := r.ids.next(table, hash, i)
+		if at == nil || at.key.Load().ID == id {
 			return at, number
 		}
+		i = after
 	}
 }
 
-func (r *Ring) bySecret(id *secretID) (*entry, uint32) {
-	for s := r.secrets.search(id.of(r.seed)); ; {
-		if at, number := s.next(); at == nil || has(at.key.Load(), id) {
+func (r *Ring) bySecret(keyspace string, secret *[32]byte) (*entry, uint32) {
+	hash := r.hash(secret)
+	for table, i := r.secrets.table(hash), uint32(hash); ; {
+		at, number, after := r.secrets.next(table, hash, i)
+		if at == nil || has(at.key.Load(), keyspace, secret) {
 			return at, number
 		}
+		i = after
 	}
 }
 
@@ -469,7 +469,7 @@ func (r *Ring) Key(id string) *domain.Key {
 // BySecret is the key of a keyspace that has or had the secret with this
 // SHA-256 hash, or nil.
 func (r *Ring) BySecret(keyspace string, hash [32]byte) *domain.Key {
-	return r.Find(keyspace, hash).Key
+	return r.Find(keyspace, &hash).Key
 }
 
 // Found is a key that was found by one of its secrets; the zero value is none.
@@ -484,9 +484,8 @@ type Found struct {
 }
 
 // Find is [Ring.BySecret] with all that belongs to the key.
-func (r *Ring) Find(keyspace string, hash [32]byte) Found {
-	id := secretID{keyspace, hash}
-	at, _ := r.bySecret(&id)
+func (r *Ring) Find(keyspace string, hash *[32]byte) Found {
+	at, _ := r.bySecret(keyspace, hash)
 	if at == nil {
 		return Found{}
 	}
