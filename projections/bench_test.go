@@ -22,7 +22,7 @@ func BenchmarkProjections(b *testing.B) {
 	for _, c := range []struct {
 		p Projection
 		n int
-	}{{Keys{}, facts}, {LedgerCopy{}, facts}, {Usage{}, uses}} {
+	}{{Keys{}, facts}, {LedgerCopy{}, facts}, {Usage{}, uses}, {Uses{}, uses}} {
 		b.Run(c.p.Name(), func(b *testing.B) {
 			for b.Loop() {
 				measure(b, l, pool, c.p, c.n)

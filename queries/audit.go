@@ -2,6 +2,7 @@ package queries
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -339,12 +340,12 @@ func (q *query) read(ctx context.Context, stream string, from, to uint64) iter.S
 	}
 }
 
-// advance moves a source to its next match. It is false when the budget ran
-// out first.
-func (q *query) advance(ctx context.Context, s *source) (bool, error) {
+// advance moves a source to its next match. It is false when the records that may
+// still be read, left, ran out first.
+func (q *query) advance(ctx context.Context, s *source, left *int) (bool, error) {
 	s.found = false
 	for {
-		if q.left == 0 {
+		if *left == 0 {
 			return false, nil
 		}
 		next, err, ok := s.pull()
@@ -355,8 +356,8 @@ func (q *query) advance(ctx context.Context, s *source) (bool, error) {
 			s.at = spot{max(s.end, s.at.sequence), whole}
 			return true, nil
 		}
-		if q.left > 0 {
-			q.left = max(q.left-next.work, 0)
+		if *left > 0 {
+			*left = max(*left-next.work, 0)
 		}
 		r := next.record
 		if r.Sequence == 0 {
@@ -400,17 +401,37 @@ func (q *query) run(ctx context.Context, emit func(AuditEvent) bool) (at spots, 
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var sources []*source
+	// Each begins by asking the server several things, so they begin together.
+	begun := [len(auditStreams)]struct {
+		*source
+		ok   bool
+		left int
+		err  error
+	}{}
+	var beginning sync.WaitGroup
 	for i := range auditStreams {
-		s, err := q.source(ctx, i, &at[i])
-		if err != nil {
-			return at, false, err
+		beginning.Go(func() {
+			b := &begun[i]
+			b.left = q.left
+			if b.source, b.err = q.source(ctx, i, &at[i]); b.source != nil {
+				b.ok, b.err = q.advance(ctx, b.source, &b.left)
+			}
+		})
+	}
+	beginning.Wait()
+	var sources []*source
+	left, ok := q.left, true
+	for _, b := range begun {
+		err = cmp.Or(err, b.err)
+		if b.source != nil {
+			defer b.stop()
+			sources = append(sources, b.source)
+			left -= q.left - b.left
+			ok = ok && b.ok
 		}
-		if s == nil {
-			continue
-		}
-		defer s.stop()
-		sources = append(sources, s)
+	}
+	if q.left > 0 {
+		q.left = max(left, 0)
 	}
 	places := func() spots {
 		for _, s := range sources {
@@ -418,10 +439,8 @@ func (q *query) run(ctx context.Context, emit func(AuditEvent) bool) (at spots, 
 		}
 		return at
 	}
-	for _, s := range sources {
-		if ok, err := q.advance(ctx, s); !ok {
-			return places(), false, err
-		}
+	if !ok || err != nil {
+		return places(), false, err
 	}
 	for {
 		var first *source
@@ -441,7 +460,7 @@ func (q *query) run(ctx context.Context, emit func(AuditEvent) bool) (at spots, 
 		if !emit(e) {
 			return places(), false, nil
 		}
-		if ok, err := q.advance(ctx, first); !ok {
+		if ok, err := q.advance(ctx, first, &q.left); !ok {
 			return places(), false, err
 		}
 	}

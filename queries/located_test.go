@@ -53,41 +53,47 @@ func (x *indexed) projections() []projections.Projection {
 // move applies USAGE up to a sequence, in batches of messages as cut says.
 func (x *indexed) move(to uint64, cut func() int) {
 	x.t.Helper()
-	ctx := x.t.Context()
 	for _, p := range x.projections() {
-		var batch []events.Record
-		left := cut()
-		flush := func() {
-			if len(batch) == 0 {
-				return
-			}
-			last := batch[len(batch)-1].Sequence
-			if err := pgx.BeginFunc(ctx, x.conn, func(tx pgx.Tx) error {
-				if err := p.Apply(ctx, tx, batch); err != nil {
-					return err
-				}
-				_, err := tx.Exec(ctx, `insert into positions (name, stream, sequence, event_id) values ($1, 'USAGE', $2, '')
-					on conflict (name) do update set sequence = excluded.sequence`, p.Name(), int64(last))
-				return err
-			}); err != nil {
-				x.t.Fatal(err)
-			}
-			x.at[p.Name()] = last
-			batch, left = nil, cut()
-		}
-		for r, err := range x.l.Read(ctx, events.Usage, x.at[p.Name()]+1, to) {
-			if err != nil {
-				x.t.Fatal(err)
-			}
-			if len(batch) > 0 && batch[len(batch)-1].Sequence != r.Sequence {
-				if left--; left <= 0 {
-					flush()
-				}
-			}
-			batch = append(batch, r)
-		}
-		flush()
+		x.follow(p, to, cut)
 	}
+}
+
+// follow applies USAGE to one index.
+func (x *indexed) follow(p projections.Projection, to uint64, cut func() int) {
+	x.t.Helper()
+	ctx := x.t.Context()
+	var batch []events.Record
+	left := cut()
+	flush := func() {
+		if len(batch) == 0 {
+			return
+		}
+		last := batch[len(batch)-1].Sequence
+		if err := pgx.BeginFunc(ctx, x.conn, func(tx pgx.Tx) error {
+			if err := p.Apply(ctx, tx, batch); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, `insert into positions (name, stream, sequence, event_id) values ($1, 'USAGE', $2, '')
+					on conflict (name) do update set sequence = excluded.sequence`, p.Name(), int64(last))
+			return err
+		}); err != nil {
+			x.t.Fatal(err)
+		}
+		x.at[p.Name()] = last
+		batch, left = nil, cut()
+	}
+	for r, err := range x.l.Read(ctx, events.Usage, x.at[p.Name()]+1, to) {
+		if err != nil {
+			x.t.Fatal(err)
+		}
+		if len(batch) > 0 && batch[len(batch)-1].Sequence != r.Sequence {
+			if left--; left <= 0 {
+				flush()
+			}
+		}
+		batch = append(batch, r)
+	}
+	flush()
 }
 
 // traffic appends pages of random events of all kinds by two nodes whose clocks
