@@ -11,7 +11,9 @@ import (
 	"github.com/keyledger/keyledger/queries"
 )
 
-func (a *API) past() *queries.Past { return queries.NewPast(a.Ledger, a.Ring, a.Queries) }
+func (a *API) past() *queries.Past {
+	return queries.NewPast(a.Ledger, a.Ring, a.Queries).Indexed(a.Index)
+}
 
 // inPast runs a reading of LEDGER's past, with a deadline: a stream that is away
 // is waited for elsewhere.

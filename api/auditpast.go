@@ -171,7 +171,7 @@ func (a *API) auditHistory(ctx context.Context, in *historyInput) (*historyOutpu
 	if err := a.within(ctx, &keyspace, &owner, &id, callOf(ctx).authority.Reach == nil); err != nil {
 		return nil, err
 	}
-	entries, _, err := queries.NewAudit(a.Ledger).History(ctx, keyspace, owner, id, in.Uses, a.Now())
+	entries, _, err := a.streams().History(ctx, keyspace, owner, id, in.Uses, a.Now())
 	if err != nil {
 		return nil, unread(err)
 	}

@@ -30,13 +30,16 @@ type Wanted struct {
 	Key      string
 	Endpoint string
 	IP       string // an address, or the /64 that refusals of IPv6 are folded by
+	Gaps     bool   // usage.gap alone
 
 	From events.Time // inclusive
 	To   events.Time // exclusive; 0: no end
 }
 
 // Helps says whether the index knows anything about what is wanted.
-func (w *Wanted) Helps() bool { return w.Owner != "" || w.Key != "" || w.Endpoint != "" || w.IP != "" }
+func (w *Wanted) Helps() bool {
+	return w.Owner != "" || w.Key != "" || w.Endpoint != "" || w.IP != "" || w.Gaps
+}
 
 // Forms are the texts under which an address is recorded: its own and, of IPv6,
 // its network.
@@ -72,7 +75,7 @@ func (x *Index) Locate(ctx context.Context, w Wanted, from uint64) (Located, err
 
 func (x *Index) locate(ctx context.Context, w Wanted, from uint64) (l Located, err error) {
 	p, projection := usesIndex, Uses{}.Name()
-	if w.Key == "" && w.IP != "" {
+	if w.Key == "" && w.IP != "" && !w.Gaps {
 		if x.keys == nil {
 			return Located{Last: true}, nil
 		}
@@ -100,6 +103,8 @@ func (x *Index) locate(ctx context.Context, w Wanted, from uint64) (l Located, e
 	}
 	either := false // a term is enough
 	switch {
+	case w.Gaps:
+		add(func(k string) uint64 { return hashed(ofGap, k, "") })
 	case w.Key != "":
 		add(func(k string) uint64 { return hashed(ofKey, k, w.Key) })
 	case w.IP != "":

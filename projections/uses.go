@@ -14,8 +14,8 @@ import (
 	"github.com/keyledger/keyledger/events/seal"
 )
 
-// Uses says which messages of USAGE speak of a key, an owner or an endpoint;
-// [Index] reads it. It holds hashes: a message that it names may turn out to hold
+// Uses says which messages of USAGE speak of a key, an owner or an endpoint, or hold
+// a usage.gap; [Index] reads it. It holds hashes: a message that it names may turn out to hold
 // nothing of the kind, one that it does not name holds nothing.
 type Uses struct{}
 
@@ -35,6 +35,7 @@ const (
 	ofKey      = 'k'
 	ofOwner    = 'o'
 	ofEndpoint = 'e'
+	ofGap      = 'g' // of which there are few
 )
 
 // Apply adds a batch.
@@ -48,6 +49,9 @@ func (Uses) Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) error {
 		}
 		if endpoint := EndpointOf(e.Data); endpoint != "" {
 			dst = append(dst, entry{at: hashed(ofEndpoint, e.Keyspace, endpoint) << 16})
+		}
+		if _, gap := e.Data.(events.UsageGap); gap {
+			dst = append(dst, entry{at: hashed(ofGap, e.Keyspace, "") << 16})
 		}
 		return dst, nil
 	})

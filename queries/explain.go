@@ -78,7 +78,7 @@ const (
 // what the log holds nothing of.
 func (p *Past) Explain(ctx context.Context, ref DecisionRef, keyspace, owner string, o Opener, now time.Time) (*Explanation, error) {
 	x := &Explanation{DecisionID: ref.ID, Time: ref.Time, Admitted: ref.Admitted, Judgements: []Judgement{}}
-	audit := NewAudit(p.ledger)
+	audit := p.audit()
 	f := AuditFilter{Keyspace: keyspace, Owner: owner, Key: ref.Key, From: ref.Time}
 	var err error
 	if ref.Admitted {

@@ -144,7 +144,7 @@ func (p *Past) leakedUses(ctx context.Context, l *Leak, k *domain.Key, secrets [
 		r.Count, r.First, r.Last = r.Count+f.Count, min(r.First, f.First), max(r.Last, f.Last)
 	}
 	f := AuditFilter{Keyspace: k.Keyspace, Owner: k.Owner, Key: k.ID, Types: []string{"key.used", "key.denied", "key.rate_limited"}, From: secrets[which].made}
-	for e, err := range NewAudit(p.ledger).All(ctx, f, o) {
+	for e, err := range p.audit().All(ctx, f, o) {
 		if err != nil {
 			return err
 		}

@@ -29,7 +29,8 @@ const (
 
 func (q *query) wanted() projections.Wanted {
 	f := &q.f
-	return projections.Wanted{Keyspace: f.Keyspace, Owner: f.Owner, Key: f.Key, Endpoint: f.Endpoint, IP: f.IP, From: f.From, To: f.To}
+	return projections.Wanted{Keyspace: f.Keyspace, Owner: f.Owner, Key: f.Key, Endpoint: f.Endpoint, IP: f.IP, From: f.From, To: f.To,
+		Gaps: len(q.types) == 1 && q.types["usage.gap"]}
 }
 
 // located takes from USAGE the messages that the index names, and those that it does

@@ -121,6 +121,12 @@ func (x *indexed) traffic(pages int, random *rand.Rand) {
 			fold := events.Fold{Count: 2, First: events.At(at), Last: events.At(at)}
 			var data events.Payload
 			switch random.IntN(8) {
+			case 7:
+				if random.IntN(100) == 0 {
+					data, owner, key = events.UsageGap{Count: 3, Reason: "away"}, "", ""
+					break
+				}
+				fallthrough
 			case 0:
 				data = events.KeyDenied{Code: "EXPIRED", Endpoint: endpoint, Fold: fold}
 			case 1:
@@ -171,7 +177,9 @@ func TestLocatedIsEverything(t *testing.T) {
 				return rapid.SampledFrom(append([]string{"", ""}, of...)).Draw(rt, name)
 			}
 			f.Keyspace = maybe("keyspace", "parcelbird", "wind")
-			switch rapid.IntRange(0, 5).Draw(rt, "by") {
+			switch rapid.IntRange(0, 6).Draw(rt, "by") {
+			case 6:
+				f.Types = []string{"usage.gap"}
 			case 0:
 				f.Key = fmt.Sprintf("key_o%d_%d", rapid.IntRange(0, 5).Draw(rt, "o"), rapid.IntRange(0, 12).Draw(rt, "k"))
 				f.Endpoint = maybe("endpoint", "/v1/parcels")
@@ -185,7 +193,7 @@ func TestLocatedIsEverything(t *testing.T) {
 			default:
 				f.Endpoint = rapid.SampledFrom([]string{"/v1/parcels", "/v1/parcels/7", "/v1/<b>\"ü", "/v1/\u2028\ufffd", "/health", "/nowhere"}).Draw(rt, "endpoint")
 			}
-			if kind := maybe("type", "key.used", "key.denied", "credential.rejected", "key.created"); kind != "" {
+			if kind := maybe("type", "key.used", "key.denied", "credential.rejected", "key.created", "usage.gap"); kind != "" {
 				f.Types = []string{kind}
 			}
 			moment := func() events.Time {

@@ -17,6 +17,7 @@ import (
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/keyring"
 )
 
@@ -31,10 +32,16 @@ type Past struct {
 	ring   *keyring.Ring
 	ledger *ledger.Ledger
 	q      *Queries // nil: lists and differences cannot be had
+	index  *projections.Index
 }
 
 // NewPast reads the past of what ring holds. q may be nil.
-func NewPast(l *ledger.Ledger, ring *keyring.Ring, q *Queries) *Past { return &Past{ring, l, q} }
+func NewPast(l *ledger.Ledger, ring *keyring.Ring, q *Queries) *Past { return &Past{ring, l, q, nil} }
+
+// Indexed is for uses what [Audit.Indexed] is.
+func (p *Past) Indexed(x *projections.Index) *Past { return &Past{p.ring, p.ledger, p.q, x} }
+
+func (p *Past) audit() *Audit { return NewAudit(p.ledger).Indexed(p.index) }
 
 // Moment is a place in LEDGER, everything up to which has happened, and the time
 // by which keys expire and graces end there.
