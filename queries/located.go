@@ -22,6 +22,11 @@ const (
 	// one: for so few it is not worth having the server begin to deliver.
 	fewBehind = 256
 
+	// The server reads as much to find a message that lies alone, and a page of the
+	// audit log makes it read so much at most.
+	aloneBytes = 8 << 20
+	pageBytes  = 12 * aloneBytes
+
 	// goneFor is how long a data key that was not there is not asked for again, in
 	// one query: each time is a question to NATS.
 	goneFor = time.Second
@@ -65,6 +70,8 @@ func (q *query) located(ctx context.Context, w projections.Wanted, from, to uint
 			}
 		}
 		needle, choose := q.chooser(ctx)
+		var before uint64 // sequence of the message before
+		var bytes, messages int
 		for p, err := range q.ledger.Pick(ctx, events.Usage, sequences, needle, choose) {
 			if err != nil {
 				yield(step{}, err)
@@ -75,7 +82,11 @@ func (q *query) located(ctx context.Context, w projections.Wanted, from, to uint
 					return
 				}
 			}
-			if !yield(step{passed: spot{p.Sequence, whole}, work: p.Lines}, nil) {
+			messages++
+			bytes += p.Bytes
+			reach := min(aloneBytes, int(min(p.Sequence-before, aloneBytes))*bytes/messages)
+			before = p.Sequence
+			if !yield(step{passed: spot{p.Sequence, whole}, work: max(p.Lines, reach*scanned/pageBytes)}, nil) {
 				return
 			}
 		}

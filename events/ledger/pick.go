@@ -15,6 +15,7 @@ import (
 type Picked struct {
 	Sequence uint64
 	Lines    int             // of the message
+	Bytes    int             // likewise
 	Records  []events.Record // those that were chosen, in order
 }
 
@@ -22,9 +23,10 @@ type Picked struct {
 // a line as it is stored, before it is decoded.
 type Chooser func(line []byte) (bool, error)
 
-// pickWidth is how many messages are asked for ahead at most: about so many pages
-// are in memory, 4 MiB of full ones.
-const pickWidth = 16
+// pickWidth is how many messages are asked for ahead at most. More would be faster
+// where they lie side by side, but the server reads 8 MiB for one that lies alone,
+// and the last ones asked for may not be wanted any more.
+const pickWidth = 4
 
 // Pick reads the messages at these sequences, which MUST ascend, and decodes the
 // lines that are chosen; lines without needle in them are not asked about, where
@@ -89,6 +91,7 @@ func (l *Ledger) pick(ctx context.Context, stream string, sequence uint64, needl
 	if err != nil {
 		return p, err
 	}
+	p.Bytes = len(m.body)
 	for line, body := range lines(m.body, needle, &p.Lines) {
 		if choose != nil {
 			if wanted, err := choose(body); err != nil || !wanted {
