@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -80,6 +81,31 @@ func (l *Ledger) At(ctx context.Context, stream string, sequence uint64) ([]even
 		return nil, l.refuse(stream, refusal)
 	}
 	return records, err
+}
+
+// Line reads the record at one line of a message, and decodes no other. It fails
+// with [ErrNotFound], also where the message has not so many lines.
+func (l *Ledger) Line(ctx context.Context, stream string, sequence uint64, line int) (events.Record, error) {
+	m, err := l.stored(ctx, stream, sequence)
+	if err != nil {
+		return events.Record{}, err
+	}
+	body, rest, more := m.body, []byte(nil), line >= 0 && (line == 0 || stream == events.Usage)
+	if stream == events.Usage {
+		body, rest, _ = bytes.Cut(m.body, []byte("\n"))
+	}
+	for n := 0; n < line && more; n++ {
+		more = len(rest) > 0
+		body, rest, _ = bytes.Cut(rest, []byte("\n"))
+	}
+	if !more {
+		return events.Record{}, fmt.Errorf("%s at %d, line %d: %w", stream, sequence, line, ErrNotFound)
+	}
+	e, err := decodeOne(stream, sequence, line, m.subject, body)
+	if refusal, ok := errors.AsType[*RefusalError](err); ok {
+		return events.Record{}, l.refuse(stream, refusal)
+	}
+	return events.Record{Stream: stream, Sequence: sequence, Line: line, Subject: m.subject, Body: body, Event: e}, err
 }
 
 // stored reads one message. It fails with [ErrNotFound].

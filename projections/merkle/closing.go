@@ -67,14 +67,14 @@ func (l *Log) Parts(ctx context.Context, stream string) (*Closing, error) {
 	}
 	reader := l.HashReader(ctx, stream, c.Log.Tree)
 	if c.Of.Root, err = tlog.TreeHash(c.Of.Size, reader); err != nil {
-		return nil, fmt.Errorf("the tree over %s at %d of %d: %w: %w", stream, c.Of.Size, c.Log.Size, ErrAltered, err)
+		return nil, fmt.Errorf("the tree over %s at %d of %d: %w", stream, c.Of.Size, c.Log.Size, altered(err))
 	}
 	if c.Of.Size > 0 && c.Of.Size < c.Log.Size {
 		if c.Consistency, err = tlog.ProveTree(c.Log.Size, c.Of.Size, reader); err == nil {
 			err = tlog.CheckTree(c.Consistency, c.Log.Size, c.Log.Root, c.Of.Size, c.Of.Root)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("the tree over %s at %d of %d: %w: %w", stream, c.Of.Size, c.Log.Size, ErrAltered, err)
+			return nil, fmt.Errorf("the tree over %s at %d of %d: %w", stream, c.Of.Size, c.Log.Size, altered(err))
 		}
 	}
 	if err := l.Doubt(); err != nil {

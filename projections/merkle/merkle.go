@@ -203,6 +203,16 @@ func (l *Log) Checkpoint(stream string) (Signed, error) {
 	return Signed{}, fmt.Errorf("%s has no checkpoint: %w", stream, ErrNotSealed)
 }
 
+// newest is the newest checkpoint and the sequence of its last event; 0 for none.
+func (l *Log) newest(stream string) (Signed, uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s := l.shown[stream]; s != nil && s.entry != nil {
+		return s.Signed, s.sequence
+	}
+	return Signed{}, 0
+}
+
 // Sealed waits for a checkpoint that holds a message, as long as ctx allows.
 func (l *Log) Sealed(ctx context.Context, stream string, sequence uint64) (Signed, error) {
 	for {

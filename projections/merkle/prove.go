@@ -12,6 +12,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 )
 
@@ -45,30 +46,48 @@ const sealWait = 3 * time.Second
 // [ErrAltered].
 func (l *Log) Prove(ctx context.Context, at audit.Place) (Proof, error) {
 	p := Proof{}
-	records, err := l.o.Ledger.At(ctx, at.Stream, at.Sequence)
+	type read struct {
+		events.Record
+		err error
+	}
+	event := make(chan read, 1)
+	go func() {
+		r, err := l.o.Ledger.Line(ctx, at.Stream, at.Sequence, at.Line)
+		event <- read{r, err}
+	}()
+	// What is signed already is looked for meanwhile; only what is there is waited for.
+	signed, sequence := l.newest(at.Stream)
+	isSealed := sequence >= at.Sequence
+	var r read
+	if !isSealed {
+		if r = <-event; r.err != nil {
+			return p, r.err
+		}
+		wait, cancel := context.WithTimeout(ctx, sealWait)
+		defer cancel()
+		var err error
+		if signed, err = l.Sealed(wait, at.Stream, at.Sequence); err != nil {
+			return p, err
+		}
+	}
+	p.Signed = signed
+	index, err := l.Index(ctx, at)
 	if err != nil {
 		return p, err
 	}
-	if at.Line < 0 || at.Line >= len(records) {
-		return p, fmt.Errorf("%s: %w", at, ledger.ErrNotFound)
+	p.Index = index
+	p.Hashes, err = tlog.ProveRecord(p.Size, p.Index, l.HashReader(ctx, at.Stream, p.Tree))
+	if isSealed {
+		if r = <-event; r.err != nil {
+			return p, r.err
+		}
 	}
-	p.Leaf = audit.LeafOf(&records[at.Line])
-	wait, cancel := context.WithTimeout(ctx, sealWait)
-	defer cancel()
-	if p.Signed, err = l.Sealed(wait, at.Stream, at.Sequence); err != nil {
-		return p, err
-	}
-	if p.Index, err = l.Index(ctx, at); err != nil {
-		return p, err
-	}
-	if p.Hashes, err = tlog.ProveRecord(p.Size, p.Index, l.HashReader(ctx, at.Stream, p.Tree)); err == nil {
+	p.Leaf = audit.LeafOf(&r.Record)
+	if err == nil {
 		err = tlog.CheckRecord(p.Hashes, p.Size, p.Root, p.Index, p.Leaf.Hash())
 	}
 	if err != nil {
-		if ctx.Err() != nil {
-			return p, ctx.Err()
-		}
-		return p, fmt.Errorf("%s, leaf %d of %d: %w: %w", at, p.Index, p.Size, ErrAltered, err)
+		return p, fmt.Errorf("%s, leaf %d of %d: %w", at, p.Index, p.Size, altered(err))
 	}
 	return p, nil
 }
@@ -104,8 +123,15 @@ func (r *run) each(f func(sequence uint64, line, lines int64) (goOn bool)) error
 }
 
 // Index is the index of an event's leaf in the tree of its stream. It fails with
-// [ledger.ErrNotFound] where the tree has none.
+// [ledger.ErrNotFound] where a tree of USAGE has none; elsewhere it follows from the
+// sequence alone.
 func (l *Log) Index(ctx context.Context, at audit.Place) (int64, error) {
+	if at.Stream != events.Usage { // a message is one event there, and none is ever pruned
+		if at.Sequence == 0 || at.Line != 0 {
+			return 0, fmt.Errorf("%s: %w", at, ledger.ErrNotFound)
+		}
+		return int64(at.Sequence) - 1, nil
+	}
 	var r run
 	err := r.scan(l.o.Pool.QueryRow(ctx, `select `+runColumns+` from keyledger.`+Tree{at.Stream}.Table()+`
 		where level = 0 and (first_sequence, first_line) <= ($1, $2) order by first_sequence desc, first_line desc limit 1`, int64(at.Sequence), at.Line))

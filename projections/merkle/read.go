@@ -2,6 +2,7 @@ package merkle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
@@ -35,7 +36,7 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 	rows, err := r.q.Query(r.ctx, `select w.i::int, t.hashes from unnest($1::smallint[], $2::bigint[]) with ordinality w(level, number, i)
 		join keyledger.`+Tree{r.stream}.Table()+` t on t.level = w.level and t.number = w.number`, level, number)
 	if err != nil {
-		return nil, err
+		return nil, &readError{err}
 	}
 	data := make([][]byte, len(tiles))
 	var i int
@@ -44,7 +45,7 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 		data[i-1], hashes = hashes, nil
 		return nil
 	}); err != nil {
-		return nil, err
+		return nil, &readError{err}
 	}
 	for i, t := range tiles {
 		if len(data[i]) < t.W*tlog.HashSize {
@@ -53,6 +54,19 @@ func (r *tileReader) ReadTiles(tiles []tlog.Tile) ([][]byte, error) {
 		data[i] = data[i][:t.W*tlog.HashSize]
 	}
 	return data, nil
+}
+
+// readError is of a database that did not answer: it says nothing about the tree.
+type readError struct{ error }
+
+func (e *readError) Unwrap() error { return e.error }
+
+// altered marks what the hashes of a tree themselves say to be wrong.
+func altered(err error) error {
+	if _, unread := errors.AsType[*readError](err); unread || err == nil {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrAltered, err)
 }
 
 // missingTile says that a tree has not so many leaves, or not that row.

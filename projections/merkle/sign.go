@@ -198,6 +198,9 @@ func (l *Log) look(ctx context.Context, stream string) error {
 	}
 	hashes := l.hashReader(ctx, tx, stream)
 	root, err := tlog.TreeHash(size, hashes)
+	if err = altered(err); errors.Is(err, ErrAltered) {
+		return &Doubt{stream, size, "the rows of its tree are damaged: " + err.Error(), fmt.Sprintf("run `keyledger projections rebuild %s`", Tree{stream}.Table())}
+	}
 	if err != nil {
 		return err
 	}
@@ -205,7 +208,11 @@ func (l *Log) look(ctx context.Context, stream string) error {
 		if m.entry == nil {
 			continue
 		}
-		if err := consistent(hashes, m.Tree, audit.Tree{Size: size, Root: root}); err != nil {
+		err := altered(consistent(hashes, m.Tree, audit.Tree{Size: size, Root: root}))
+		if err != nil && !errors.Is(err, ErrAltered) {
+			return err
+		}
+		if err != nil {
 			return &Doubt{stream, m.Size, fmt.Sprintf("the tree here does not contain the checkpoint that %s remembers, with root %s: %v", m.whose, m.Root, err),
 				fmt.Sprintf("run `keyledger projections compare %s`: where it differs, rows were changed, and `keyledger projections rebuild` mends it. Where it does not, the stream is not the one that was signed: restore it from a backup", Tree{stream}.Table())}
 		}
