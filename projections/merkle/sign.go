@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -52,6 +53,7 @@ func (l *Log) lookAll(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
 	sizes, err := l.sizes(ctx)
+	keys := sync.OnceValue(func() error { return l.readKeys(ctx) }) // once a round, and only where something is looked at
 	for _, stream := range audit.Streams {
 		l.mu.Lock()
 		s := l.shown[stream]
@@ -62,6 +64,9 @@ func (l *Log) lookAll(ctx context.Context) {
 			continue
 		}
 		e := err
+		if e == nil {
+			e = keys()
+		}
 		if e == nil {
 			e = l.look(ctx, stream)
 		}
@@ -139,9 +144,6 @@ type memory struct {
 // signs it when it has grown. What it reads of the tree is one state of it. The
 // bucket is read last: the others never remember more than it did before.
 func (l *Log) look(ctx context.Context, stream string) error {
-	if err := l.readKeys(ctx); err != nil {
-		return err
-	}
 	l.mu.Lock()
 	doubt := l.doubt
 	l.mu.Unlock()
