@@ -182,12 +182,12 @@ func write(ctx context.Context, path string, o Options) (_ *Manifest, err error)
 	}
 	baseline := uint64(0)
 	var done int64
-	for i, name := range names {
-		if o.Pool != nil && (i == 1 || i == 0 && name != logBucket) && len(m.Postgres) == 0 {
-			if m.Postgres, baseline, err = dump(ctx, o.Pool, a); err != nil {
-				return nil, err
-			}
+	if o.Pool != nil { // before the log's bucket: the database never remembers more than that did before
+		if m.Postgres, baseline, err = dump(ctx, o.Pool, a); err != nil {
+			return nil, err
 		}
+	}
+	for _, name := range names {
 		s, err := snapshot(ctx, o.Conn, name, a)
 		if err != nil {
 			return nil, fmt.Errorf("copy stream %s: %w", name, err)

@@ -49,6 +49,8 @@ var decoders = map[string]map[int]func([]byte) (Payload, error){
 	"log.key_rotated":     {1: as[LogKeyRotated]},
 	"signin.failed":       {1: as[SigninFailed]},
 	"root_key.reset":      {1: as[RootKeyReset]},
+	"backup.restored":     {1: as[BackupRestored]},
+	"loss.accepted":       {1: as[LossAccepted]},
 }
 
 func as[T Payload](b []byte) (Payload, error) {

@@ -64,6 +64,11 @@ var samples = []events.Payload{
 	events.LogKeyRotated{Previous: "keyledger-0a1b+00000001+AQ==", Key: "keyledger-0a1b+00000002+AQ==", Statement: "keyledger log key v1\nkeyledger-0a1b+00000002+AQ==\n\n\u2014 keyledger-0a1b AAAAAQ==\n"},
 	events.SigninFailed{Reason: "unknown key", SourceIP: sealed, Fold: fold},
 	events.RootKeyReset{Key: "key_019b-2", Revoked: []string{"key_019b-1"}},
+	events.BackupRestored{Began: moment - 5000, Ended: moment, Program: "v0.1.0", Streams: []events.StreamRange{{Stream: "LEDGER", From: 1, To: 17}}, Buckets: true},
+	events.LossAccepted{
+		Backup: moment - 5000, Missing: []events.StreamRange{{Stream: "LEDGER", From: 18, To: 20}}, Since: moment, Facts: 3, Count: 1, Returned: []string{"key_019b-1"},
+		Revoked: 1, Unknown: 2, NewLog: true, Export: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", Reason: "the disk was lost",
+	},
 }
 
 func sample(data events.Payload) events.Envelope {

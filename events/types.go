@@ -262,6 +262,39 @@ type RootKeyReset struct {
 	Revoked []string `json:"revoked"`
 }
 
+// BackupRestored says that the streams were made of a backup: what was recorded
+// after it began, and is not in it, is missing.
+type BackupRestored struct {
+	Began   Time          `json:"began"`   // the backup; all that was acknowledged before is in it
+	Ended   Time          `json:"ended"`   // the backup
+	Program string        `json:"program"` // version that made it
+	Streams []StreamRange `json:"streams"` // that it held
+	Buckets bool          `json:"buckets"` // with the data keys and the key of the audit log
+}
+
+// LossAccepted says that somebody told the service to go on although history that
+// was acknowledged is missing.
+type LossAccepted struct {
+	Backup   Time          `json:"backup"`   // when the backup began that was restored; null: none was
+	Missing  []StreamRange `json:"missing"`  // of each stream what somebody remembers and it lacks
+	Since    Time          `json:"since"`    // of the first missing fact that is known; null: none is
+	Facts    int64         `json:"facts"`    // missing facts of LEDGER that PostgreSQL still had
+	Count    int64         `json:"count"`    // of keys that came back to life
+	Returned []string      `json:"returned"` // the first thousand of them
+	Revoked  int64         `json:"revoked"`  // of them, in the same act
+	Unknown  int64         `json:"unknown"`  // keys that are not known any more
+	NewLog   bool          `json:"new_log"`  // the audit log begins anew, with another key
+	Export   string        `json:"export"`   // SHA-256 of the file that the missing facts were saved in; empty: none
+	Reason   string        `json:"reason"`
+}
+
+// StreamRange is a part of a stream, both ends included.
+type StreamRange struct {
+	Stream string `json:"stream"`
+	From   uint64 `json:"from"`
+	To     uint64 `json:"to"`
+}
+
 func (KeyspaceConfigured) Kind() (string, int) { return "keyspace.configured", 1 }
 func (OwnerRegistered) Kind() (string, int)    { return "owner.registered", 1 }
 func (OwnerPlanChanged) Kind() (string, int)   { return "owner.plan_changed", 1 }
@@ -289,3 +322,5 @@ func (ServiceStarted) Kind() (string, int)     { return "service.started", 1 }
 func (SigninFailed) Kind() (string, int)       { return "signin.failed", 1 }
 func (RootKeyReset) Kind() (string, int)       { return "root_key.reset", 1 }
 func (LogKeyRotated) Kind() (string, int)      { return "log.key_rotated", 1 }
+func (BackupRestored) Kind() (string, int)     { return "backup.restored", 1 }
+func (LossAccepted) Kind() (string, int)       { return "loss.accepted", 1 }

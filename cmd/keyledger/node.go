@@ -106,14 +106,16 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 			return nil, fmt.Errorf("PostgreSQL: %w", err)
 		}
 		known = append(known, signed...)
+		known = append(known, publishedHeads(c.LogDir)...)
 	}
 	n.ledger, err = ledger.Open(ctx, c.Conn, ledger.Options{
 		Replicas: c.Replicas, Known: known, SyncAlways: c.SyncAlways, AllowUnverifiedSync: c.Unverified,
 		ReadOnly: c.Pool == nil, HeadFile: c.HeadFile, Log: c.Log,
 	})
 	if err != nil {
-		return nil, err
+		return nil, explained(ctx, c, err)
 	}
+	sayRestored(ctx, c)
 	js, err := jetstream.New(c.Conn)
 	if err != nil {
 		return nil, err

@@ -90,7 +90,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 unreachable,
 			a.keyspacesCommand(), a.ownersCommand(), a.keysCommand(), a.verifyCommand(), a.usageCommand(), a.watchCommand(),
 		},
 		"look": {
-			a.auditCommand(), a.privacyCommand(), a.projectionsCommand(), a.rootKeyCommand(), a.doctorCommand(), a.benchCommand(), a.openapiCommand(), a.versionCommand(),
+			a.auditCommand(), a.privacyCommand(), a.projectionsCommand(), a.rootKeyCommand(), a.backupCommand(), a.restoreCommand(), a.acceptLossCommand(), a.doctorCommand(), a.benchCommand(), a.openapiCommand(), a.versionCommand(),
 		},
 	} {
 		for _, c := range commands {
