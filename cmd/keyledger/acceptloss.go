@@ -290,7 +290,7 @@ func forget(ctx context.Context, pool *pgxpool.Pool, led *ledger.Ledger, l *loss
 			return err
 		}
 	}
-	for _, p := range projections.All() {
+	for _, p := range append(projections.All(), projections.Addresses{}) {
 		if !missing[p.Stream()] {
 			continue
 		}
@@ -300,6 +300,11 @@ func forget(ctx context.Context, pool *pgxpool.Pool, led *ledger.Ledger, l *loss
 			}
 		}
 		if _, err := tx.Exec(ctx, `delete from keyledger.positions where name = $1`, p.Name()); err != nil {
+			return err
+		}
+	}
+	for stream := range missing { // of a program that was here before
+		if _, err := tx.Exec(ctx, `delete from keyledger.positions where stream = $1`, stream); err != nil {
 			return err
 		}
 	}

@@ -44,7 +44,7 @@ func TestDev(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"code": exitCode, "dev": devStart, "stop": devStop, "http": httpRequest,
-			"cutting": cutting, "eventually": eventually, "subscribe": subscribe, "received": received, "remember": remember, "invariants": invariants,
+			"cutting": cutting, "eventually": eventually, "subscribe": subscribe, "received": received, "remember": remember, "invariants": invariants, "damage": damage,
 		},
 	})
 }
@@ -274,4 +274,11 @@ func invariants(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(errors.New("no test to report to"))
 	}
 	invariant.Ledger(t, s)
+}
+
+// damage flips a bit in the middle of a file.
+func damage(ts *testscript.TestScript, _ bool, args []string) {
+	b := []byte(ts.ReadFile(args[0]))
+	b[len(b)/2] ^= 1
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
 }

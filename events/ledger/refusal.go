@@ -31,13 +31,18 @@ type RefusalError struct{ Findings []Finding }
 func (e *RefusalError) Error() string {
 	var b strings.Builder
 	b.WriteString("the event streams are not as they must be; nothing was changed")
-	for _, f := range e.Findings {
-		fmt.Fprintf(&b, "\n%s: %s\n  What it means: %s\n  What to do: %s", f.Stream, f.Problem, f.Means, f.Fix)
+	for i, f := range e.Findings {
+		fmt.Fprintf(&b, "\n%s: %s", f.Stream, f.Problem)
+		// Many remember the same loss: what it means is said once.
+		if i+1 < len(e.Findings) && e.Findings[i+1].Means == f.Means && e.Findings[i+1].Fix == f.Fix {
+			continue
+		}
+		fmt.Fprintf(&b, "\n  What it means: %s\n  What to do: %s", f.Means, f.Fix)
 	}
 	return b.String()
 }
 
-const restore = "Keep a copy of the server's data directory as it is now. Then restore the stream from a backup (`nats stream restore`) or from an intact replica, and start again."
+const restore = "Keep a copy of the server's data directory as it is now. Then restore from a backup (`keyledger restore`) or from an intact replica, and start again."
 
 func goneFinding(stream string, sequence uint64, who string) Finding {
 	return Finding{stream, fmt.Sprintf("the stream does not exist, although %s has seen %d of its messages", who, sequence),
