@@ -29,6 +29,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/keyledger/keyledger/backup"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
@@ -428,6 +429,23 @@ func TestCluster(t *testing.T) {
 		}
 	}
 
+	// A backup, of three replicas; it needs no more than its own user may.
+	backupUser, backupPassword := user("nats_backup")
+	saved := filepath.Join(t.TempDir(), "backup.zip")
+	reader := connect(t, urls, backupUser, backupPassword)
+	copied, err := backup.Write(ctx, saved, backup.Options{Conn: reader, Program: "test"})
+	if err != nil {
+		t.Fatalf("as %s: %v", backupUser, err)
+	}
+	asked, err := ledger.Open(ctx, reader, ledger.Options{Replicas: 3, ReadOnly: true, AllowUnverifiedSync: true})
+	if err != nil {
+		t.Fatalf("as %s: %v", backupUser, err)
+	}
+	if _, err := asked.AppendOps(ctx, events.New(events.AuditRead{What: "backup", Filter: map[string]string{}}, time.Now())); err != nil {
+		t.Errorf("as %s: %v", backupUser, err)
+	}
+	asked.Close()
+
 	// A subscriber: the durable consumer that an operator makes, and live.
 	admin, err := jetstream.New(connect(t, urls, "admin", password("ADMIN_PASSWORD")))
 	if err != nil {
@@ -485,14 +503,17 @@ func TestCluster(t *testing.T) {
 	}
 
 	// What nobody of them may.
+	snapshots := func(name, subject string) bool {
+		return name == backupUser && strings.HasPrefix(subject, "$JS.API.STREAM.SNAPSHOT.")
+	}
 	may := []string{"$JS.API.STREAM.PURGE." + events.Usage, "$JS.API.STREAM.MSG.DELETE.KV_" + seal.Bucket} // of the service alone
-	passwords := map[string]string{service: servicePassword, gateway: gatewayPassword, verifier: verifierPassword, "subscriber": password("SUBSCRIBER_PASSWORD")}
+	passwords := map[string]string{service: servicePassword, gateway: gatewayPassword, verifier: verifierPassword, "subscriber": password("SUBSCRIBER_PASSWORD"), backupUser: backupPassword}
 	for name, password := range passwords {
 		subjects := []string{"$JS.API.STREAM.CREATE.OTHER", "$JS.API.SERVER.REMOVE", "$JS.API.ACCOUNT.PURGE.KEYLEDGER"}
 		for _, stream := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ, "KV_" + seal.Bucket, "KV_" + merkle.Bucket} {
 			for _, verb := range []string{"STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE", "STREAM.RESTORE", "STREAM.SNAPSHOT"} {
 				subject := "$JS.API." + verb + "." + stream
-				if name != service || !slices.Contains(may, subject) {
+				if !snapshots(name, subject) && (name != service || !slices.Contains(may, subject)) {
 					subjects = append(subjects, subject)
 				}
 			}
@@ -518,6 +539,11 @@ func TestCluster(t *testing.T) {
 			}
 		}
 	}
+	for _, subject := range []string{"$KV." + seal.Bucket + ".x", "usage.parcelbird.n", "ops.parcelbird._._", "limits.counts.n"} {
+		if !denied(t, urls, backupUser, backupPassword, subject) {
+			t.Errorf("%s may publish %s", backupUser, subject)
+		}
+	}
 	// The check above can fail.
 	if denied(t, urls, service, servicePassword, "ops.parcelbird._._") {
 		t.Error("the service may not record its own acts")
@@ -531,6 +557,28 @@ func TestCluster(t *testing.T) {
 	if nc, err := nats.Connect(urls); err == nil {
 		nc.Close()
 		t.Error("somebody without a password was let in")
+	}
+
+	// People put the backup back, on all three.
+	people := connect(t, urls, "admin", password("ADMIN_PASSWORD"))
+	if err := backup.Remove(ctx, people); err != nil {
+		t.Fatal(err)
+	}
+	f, err := backup.Open(saved)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Restore(ctx, people, backup.RestoreOptions{Replicas: 3, Buckets: true}); err != nil {
+		t.Fatal(err)
+	}
+	again, err := ledger.Open(ctx, people, ledger.Options{Replicas: 3, SyncAlways: synced})
+	if err != nil {
+		t.Fatalf("after the restore: %v", err)
+	}
+	defer again.Close()
+	if head, err := again.Head(ctx, events.Ledger); err != nil || head != copied.Stream(events.Ledger).Last {
+		t.Errorf("LEDGER ends at %d, %v", head, err)
 	}
 }
 
