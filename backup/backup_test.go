@@ -137,7 +137,7 @@ func TestBackupUnderLoad(t *testing.T) {
 	defer reading.Stop()
 	stop := i.load(t)
 	defer stop()
-	for round := range 5 {
+	for round := range 3 {
 		before, used := i.keys.Load(), i.used.Load()
 		path := filepath.Join(t.TempDir(), "backup.zip")
 		m, err := backup.Write(t.Context(), path, backup.Options{Conn: i.conn, Program: "test"})
