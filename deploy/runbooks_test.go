@@ -3,7 +3,6 @@ package deploy
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,15 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats-server/v2/server"
 
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/internal/testenv"
-	"github.com/keyledger/keyledger/migrations"
-	"github.com/keyledger/keyledger/projections"
 )
 
 // onDisk starts a server on a directory; the caller shuts it down.
@@ -158,94 +154,6 @@ func TestRestoreFromReplicas(t *testing.T) {
 	if err := l.Check(ctx); err != nil {
 		t.Error(err)
 	}
-}
-
-// docs/runbooks/stream-behind.md, "No better copy": the loss is accepted by
-// forgetting what remembers it, and the read models are built again.
-func TestAcceptLoss(t *testing.T) {
-	dir, backup, heads := filepath.Join(t.TempDir(), "nats"), filepath.Join(t.TempDir(), "backup"), filepath.Join(t.TempDir(), "head.json")
-	ctx := t.Context()
-	pool, err := pgxpool.New(ctx, testenv.Postgres(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pool.Close()
-	if _, err := migrations.Up(ctx, pool); err != nil {
-		t.Fatal(err)
-	}
-	project := func(l *ledger.Ledger, sequence uint64) {
-		t.Helper()
-		r := projections.New(l, pool, slog.New(slog.DiscardHandler))
-		running, stop := context.WithCancel(ctx)
-		done := make(chan struct{})
-		go func() { r.Run(running); close(done) }()
-		for _, p := range projections.All() {
-			if p.Stream() == events.Ledger {
-				if err := r.Wait(ctx, p.Name(), sequence); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		stop()
-		<-done
-	}
-
-	n := onDisk(t, dir)
-	l, err := opened(t, n, ledger.Options{HeadFile: heads})
-	if err != nil {
-		t.Fatal(err)
-	}
-	appendFacts(t, l, "key_1", "key_2")
-	l.Close()
-	n.Shutdown()
-	copyDir(t, dir, backup)
-	n = onDisk(t, dir)
-	if l, err = opened(t, n, ledger.Options{HeadFile: heads}); err != nil {
-		t.Fatal(err)
-	}
-	appendFacts(t, l, "key_3")
-	project(l, 3)
-	l.Close()
-	n.Shutdown()
-
-	copyDir(t, backup, dir) // of yesterday
-	n = onDisk(t, dir)
-	defer n.Shutdown()
-	known, err := projections.Positions(ctx, pool)
-	if err != nil || len(known) == 0 {
-		t.Fatal(known, err)
-	}
-	_, err = opened(t, n, ledger.Options{HeadFile: heads, Known: known})
-	refusal(t, err, "it ends at sequence 2, but")
-
-	// What PostgreSQL still has of the lost facts is kept first.
-	runbook := read(t, "..", "docs", "runbooks", "stream-behind.md")
-	m := regexp.MustCompile("(?s)```sql\n(.*?)```.*```sql\n(.*?)```").FindStringSubmatch(runbook)
-	if m == nil {
-		t.Fatal("stream-behind.md has no two blocks of SQL")
-	}
-	var lost int
-	if err := pool.QueryRow(ctx, "select count(*) from ("+strings.TrimRight(strings.ReplaceAll(m[1], "LAST_SEQUENCE", "2"), " ;\n")+") lost").Scan(&lost); err != nil || lost != 1 {
-		t.Fatalf("the first block of SQL finds %d lost facts, %v", lost, err)
-	}
-	if _, err := pool.Exec(ctx, m[2]); err != nil {
-		t.Fatalf("the second block of SQL: %v", err)
-	}
-	if err := os.Remove(heads); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := migrations.Up(ctx, pool); err != nil {
-		t.Fatal(err)
-	}
-	if known, err = projections.Positions(ctx, pool); err != nil {
-		t.Fatal(err)
-	}
-	if l, err = opened(t, n, ledger.Options{HeadFile: heads, Known: known}); err != nil {
-		t.Fatalf("after the loss was accepted: %v", err)
-	}
-	defer l.Close()
-	appendFacts(t, l, "key_4")
-	project(l, 3)
 }
 
 // Every finding of a refusal has its runbook, found by the words of the message.
