@@ -297,3 +297,33 @@ func TestPostgres(t *testing.T) {
 	}
 	holds(to, "5 7 a\tb\\")
 }
+
+// What was pruned from USAGE stays pruned, and is no doubt about what comes back.
+func TestPruned(t *testing.T) {
+	i := install(t)
+	i.do(t, 30)
+	act := events.New(events.UsagePruned{Stream: events.Usage, Through: 12, Frontier: []string{}, Reason: "test"}, time.Now())
+	if _, err := i.l.AppendOps(t.Context(), act); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := i.l.Prune(t.Context(), 12); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "backup.zip")
+	m, err := backup.Write(t.Context(), path, backup.Options{Conn: i.conn, Program: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := m.Stream(events.Usage); s.First != 13 || s.Last != 30 || s.Messages != 18 {
+		t.Errorf("USAGE from %d to %d with %d messages", s.First, s.Last, s.Messages)
+	}
+	to := testenv.Conn(t, testenv.NATS(t))
+	if err := opened(t, path).Restore(t.Context(), to, backup.RestoreOptions{Replicas: 1, Buckets: true}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := ledger.Open(t.Context(), to, ledger.Options{AllowUnverifiedSync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+}

@@ -145,10 +145,8 @@ func (a *app) goOn(ctx context.Context, p *place, l *loss, heads []string, by, r
 		if err := endLog(ctx, p); err != nil {
 			return err
 		}
-		if p.published != "" { // evidence
-			if err := os.Rename(p.published, p.published+".until-"+time.Now().UTC().Format("20060102T150405Z")); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return fmt.Errorf("put the published log aside: %w", err)
-			}
+		if err := p.putAside(); err != nil {
+			return err
 		}
 	}
 	if err := forget(ctx, p.pool, led, l); err != nil {
@@ -264,6 +262,18 @@ func endLog(ctx context.Context, p *place) error {
 		if err := kv.Delete(ctx, name); err != nil {
 			return fmt.Errorf("end the audit log: %w", err)
 		}
+	}
+	return nil
+}
+
+// putAside renames the directory that the audit log was published in: it is evidence.
+func (p *place) putAside() error {
+	if p.published == "" {
+		return nil
+	}
+	err := os.Rename(p.published, p.published+".until-"+time.Now().UTC().Format("20060102T150405Z"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("put the published log aside: %w", err)
 	}
 	return nil
 }

@@ -133,14 +133,11 @@ func (p *place) openSettings(ctx context.Context, s *settings, r reach, a *app) 
 	if s.StateDir != noState {
 		p.heads = s.StateDir
 	}
-	if p.published = s.LogDir; p.published == "" {
-		if m, err := p.master(); err == nil && m != nil {
-			if dir, err := s.openStateDir("serve", *m); err == nil && dir != "" {
-				p.published = filepath.Join(dir, "log")
-			}
-		}
-	} else if p.published == noState {
+	switch p.published = s.LogDir; {
+	case p.published == noState:
 		p.published = ""
+	case p.published == "" && p.heads != "":
+		p.published = filepath.Join(p.heads, "log")
 	}
 	if p.conn, err = s.natsConn(s.logger(a)); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -56,7 +57,7 @@ audit log begins anew with another key.`,
 				for _, t := range f.Manifest.Postgres {
 					rows += t.Rows
 				}
-				if p, err = a.place(cmd, reach{config: config, fresh: true, postgres: rows > 0}); err != nil {
+				if p, err = a.place(cmd, reach{config: config, fresh: true, postgres: rows > 0 || keyless}); err != nil {
 					return err
 				}
 				defer p.close()
@@ -159,6 +160,11 @@ func (a *app) putBack(cmd *cobra.Command, f *backup.File, file string, p *place,
 		if err := f.RestorePostgres(ctx, p.pool); err != nil {
 			return err
 		}
+		if keyless {
+			if err := a.closeLog(ctx, p, file+".checkpoints-"+now.UTC().Format("20060102T150405Z")+".ndjson"); err != nil {
+				return err
+			}
+		}
 	}
 	if err := p.keepMaster(); err != nil {
 		return err
@@ -209,4 +215,17 @@ func (p *place) keepMaster() error {
 		return err
 	}
 	return replaceFile(p.stateKey, b)
+}
+
+// closeLog ends an audit log whose key cannot be opened any more. What PostgreSQL
+// remembers as signed is saved in a file, and the published directory put aside.
+func (a *app) closeLog(ctx context.Context, p *place, save string) error {
+	if _, err := (&loss{}).export(ctx, p.pool, save); err != nil {
+		return err
+	}
+	if _, err := p.pool.Exec(ctx, `delete from keyledger.log_checkpoints`); err != nil {
+		return err
+	}
+	a.note("What the audit log had signed is saved in %s.", save)
+	return p.putAside()
 }
