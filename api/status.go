@@ -30,6 +30,9 @@ type StreamStatus struct {
 	Stream string `json:"stream" example:"LEDGER"`
 	Head   uint64 `json:"head" doc:"Its last sequence."`
 	Doubt  string `json:"doubt,omitempty" doc:"Why it is refused, where it is."`
+
+	Signed   *int64 `json:"signed,omitempty" doc:"Events in its newest checkpoint; absent where there is none here."`
+	Unsigned string `json:"unsigned,omitempty" doc:"Why nothing is signed, where it is so."`
 }
 
 // VerifierStatus is one verifier.
@@ -135,6 +138,9 @@ func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error)
 		}
 		s.Streams = append(s.Streams, status)
 	}
+	if a.AuditLog != nil {
+		a.signed(s.Streams)
+	}
 	if a.Runner != nil {
 		list, err := a.projectionStatus(ctx)
 		if err != nil {
@@ -154,6 +160,23 @@ func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error)
 		s.RevocationLatencyMS = new(float64(latency.Microseconds()) / 1000)
 	}
 	return &statusOutput{s}, nil
+}
+
+// signed fills in how far each stream is signed.
+func (a *API) signed(streams []StreamStatus) {
+	for _, state := range a.AuditLog.State() {
+		for i := range streams {
+			if streams[i].Stream != state.Stream {
+				continue
+			}
+			if state.Size >= 0 {
+				streams[i].Signed = &state.Size
+			}
+			if state.Doubt != nil {
+				streams[i].Unsigned = state.Doubt.Error()
+			}
+		}
+	}
 }
 
 func (a *API) projectionStatus(ctx context.Context) ([]ProjectionStatus, error) {

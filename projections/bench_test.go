@@ -9,6 +9,7 @@ import (
 
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/projections/merkle"
 )
 
 // BenchmarkProjections prints events per second from JetStream to committed
@@ -22,7 +23,8 @@ func BenchmarkProjections(b *testing.B) {
 	for _, c := range []struct {
 		p Projection
 		n int
-	}{{Keys{}, facts}, {LedgerCopy{}, facts}, {Usage{}, uses}, {Uses{}, uses}} {
+	}{{Keys{}, facts}, {LedgerCopy{}, facts}, {Usage{}, uses}, {Uses{}, uses},
+		{tree{merkle.Tree{Stream: events.Usage}}, uses}, {parts{merkle.Parts{Stream: events.Usage}}, uses}} {
 		b.Run(c.p.Name(), func(b *testing.B) {
 			for b.Loop() {
 				measure(b, l, pool, c.p, c.n)
