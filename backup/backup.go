@@ -180,6 +180,10 @@ func write(ctx context.Context, path string, o Options) (_ *Manifest, err error)
 		Streams: []Stream{}, Postgres: []Table{}, Checkpoints: []string{},
 		Without: []string{"the master key", "configuration and passwords", "write-ahead logs of uses that are answered and not yet in NATS", "read models that are built again from the streams"},
 	}
+	began, err := firstOf(ctx, o.Conn, events.Usage)
+	if err != nil {
+		return nil, err
+	}
 	baseline := uint64(0)
 	var done int64
 	if o.Pool != nil { // before the log's bucket: the database never remembers more than that did before
@@ -201,7 +205,7 @@ func write(ctx context.Context, path string, o Options) (_ *Manifest, err error)
 		}
 		done += int64(read.Messages)
 		s.take(read)
-		if name == events.Usage && o.Pool != nil && s.First > baseline+1 && baseline > 0 {
+		if name == events.Usage && o.Pool != nil && s.First > began && s.First > baseline+1 {
 			return nil, errMoved
 		}
 		m.Streams = append(m.Streams, *s)

@@ -119,6 +119,19 @@ func survey(ctx context.Context, nc *nats.Conn) (names []string, messages int64,
 	return names, messages, nil
 }
 
+// firstOf is the sequence that a stream begins with.
+func firstOf(ctx context.Context, nc *nats.Conn, name string) (uint64, error) {
+	var info struct {
+		State struct {
+			First uint64 `json:"first_seq"`
+		} `json:"state"`
+	}
+	if err := call(ctx, nc, "STREAM.INFO."+name, nil, &info); err != nil {
+		return 0, fmt.Errorf("ask about stream %s: %w", name, err)
+	}
+	return info.State.First, nil
+}
+
 // snapshot copies a stream into a member of the archive.
 func snapshot(ctx context.Context, nc *nats.Conn, name string, a *archive) (*Stream, error) {
 	inbox := nc.NewRespInbox()
