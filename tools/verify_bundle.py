@@ -18,23 +18,16 @@ STREAMS = ["LEDGER", "USAGE", "OPS", "FEED"]
 MEMBER = 16 << 20  # no member of a bundle is longer
 UNPACKED = 300  # no bundle unpacks to more times its size
 
+class Fail(Exception): "The bundle is not right: what, and where."
 
-class Fail(Exception):
-    """The bundle is not right: what, and where."""
-
-
-class Usage(Exception):
-    """The call is not right."""
-
+class Usage(Exception): "The call is not right."
 
 def need(ok, why, where=""):
     if not ok:
         raise Fail((where + ": " if where else "") + why)
 
-
 def sha256(b):
     return hashlib.sha256(b).digest()
-
 
 # ---- Ed25519, RFC 8032 section 5.1; points are (X, Y, Z, T) with x = X/Z, y = Y/Z
 
@@ -42,13 +35,11 @@ P = 2**255 - 19
 L = 2**252 + 27742317777372353535851937790883648493
 D = -121665 * pow(121666, -1, P) % P
 
-
 def add(p, q):
     a, b = (p[1] - p[0]) * (q[1] - q[0]) % P, (p[1] + p[0]) * (q[1] + q[0]) % P
     c, d = 2 * p[3] * q[3] * D % P, 2 * p[2] * q[2] % P
     e, f, g, h = b - a, d - c, d + c, b + a
     return e * f % P, g * h % P, f * g % P, e * h % P
-
 
 def times(n, p):
     q = (0, 1, 1, 0)
@@ -58,10 +49,8 @@ def times(n, p):
         p, n = add(p, p), n >> 1
     return q
 
-
 def same(p, q):
     return (p[0] * q[2] - q[0] * p[2]) % P == 0 and (p[1] * q[2] - q[1] * p[2]) % P == 0
-
 
 def point(b):
     y = int.from_bytes(b, "little")
@@ -78,9 +67,7 @@ def point(b):
         x = P - x
     return x, y, 1, x * y % P
 
-
 BASE = point((4 * pow(5, -1, P) % P).to_bytes(32, "little"))
-
 
 def ed25519(public, message, signature):
     a, r, s = point(public), point(signature[:32]), int.from_bytes(signature[32:], "little")
@@ -89,9 +76,7 @@ def ed25519(public, message, signature):
     k = int.from_bytes(hashlib.sha512(signature[:32] + public + message).digest(), "little") % L
     return same(times(s, BASE), add(r, times(k, a)))
 
-
 # ---- signed notes and checkpoints: c2sp.org/signed-note, tlog-checkpoint, tlog-cosignature
-
 
 def verifier_key(text):
     """name+hash+base64(algorithm and public key) -> (name, hash, algorithm, public key)"""
@@ -101,7 +86,6 @@ def verifier_key(text):
     if not name or want.hex() != digest or len(raw) != 33 or raw[0] not in (1, 4):
         raise ValueError("not a verifier key")
     return name, want, raw[0], raw[1:]
-
 
 def signers(note, keys, where):
     """The text of a note, and which of the keys have signed it."""
@@ -126,7 +110,6 @@ def signers(note, keys, where):
             found.append(key)
     return text.decode(), found
 
-
 def checkpoint(note, origin, keys, where):
     """size, root and, of a tree of parts, the tree that it is of"""
     text, found = signers(note, keys, where)
@@ -135,7 +118,6 @@ def checkpoint(note, origin, keys, where):
     need(m, "it is not a checkpoint", where)
     need(m[1] == origin, "it is a checkpoint of %r, not of %r" % (m[1], origin), where)
     return int(m[2]), base64.b64decode(m[3]), (m[4], m[5]) if m[4] else None
-
 
 def policy_check(text, note, where):
     """Sigsum's format: log, witness, group and quorum lines."""
@@ -157,13 +139,10 @@ def policy_check(text, note, where):
         raise Usage("policy: it names no quorum")
     need(quorum == "none" or ok[quorum], "it does not have the signatures that the policy asks for", where)
 
-
 # ---- trees, RFC 6962
-
 
 def node(left, right):
     return sha256(b"\1" + left + right)
-
 
 class Tree:
     def __init__(self):
@@ -184,7 +163,6 @@ class Tree:
             h = node(p, h)
         return h
 
-
 def included(leaf, index, size, proof, root):
     """RFC 9162, section 2.1.3.2"""
     if not 0 <= index < size:
@@ -201,7 +179,6 @@ def included(leaf, index, size, proof, root):
             r = node(r, p)
         fn, sn = fn >> 1, sn >> 1
     return sn == 0 and r == root
-
 
 def contains(old, n, new, m, proof):
     """RFC 9162, section 2.1.4.2: the tree of n leaves is the beginning of that of m."""
@@ -225,11 +202,9 @@ def contains(old, n, new, m, proof):
         fn, sn = fn >> 1, sn >> 1
     return sn == 0 and (fr, sr) == (old, new)
 
-
 # ---- the archive: gzip, then tar; links, folders, devices and odd names are refused
 
 FRAME = bytes.fromhex("1f8b08040000000000ff2800") + b"KL\x24\0"
-
 
 def unpacked(f):
     """The bytes of the tar, in pieces. As keyledger writes it, each member is a gzip
@@ -257,7 +232,6 @@ def unpacked(f):
         piece = z.decompress(packed, length + 1)
         need(len(piece) == length and z.eof and not z.unused_data and zlib.crc32(piece) == crc, "a member does not unpack to what its end says")
         yield piece
-
 
 def members(f):
     """name and content of each member"""
@@ -289,9 +263,7 @@ def members(f):
     rest = bytes(have) + b"".join(pieces)
     need(len(rest) < 1 << 16 and not any(rest), "something follows the end of the archive")
 
-
 # ---- the bundle
-
 
 def strict_json(body, where):
     """One object, and no member twice: nothing that another reader reads differently."""
@@ -315,10 +287,8 @@ def strict_json(body, where):
     except (ValueError, RecursionError) as e:
         raise Fail("%s: its body is not JSON: %s" % (where, e))
 
-
 def moment(ms):
     return ms and time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(ms // 1000)) + ".%03dZ" % (ms % 1000)
-
 
 def milliseconds(text):
     if text is None:
@@ -326,7 +296,6 @@ def milliseconds(text):
     m = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{3})Z", text)
     need(m, "a time is not written as one is", "manifest.json")
     return calendar.timegm(time.strptime(m[1], "%Y-%m-%dT%H:%M:%S")) * 1000 + int(m[2])
-
 
 class Bundle:
     def __init__(self, path, keys, policy=None):
@@ -478,7 +447,6 @@ class Bundle:
         need(says == about and e.get("time", 0) == (moment(ms) or None) and (subject == want or stream == "USAGE" and subject.startswith(want)),
              "its body says another time, keyspace, owner, key or subject than its leaf", at)
 
-
 def check(path, keys, policy=None):
     """None and what was checked, or why not."""
     try:
@@ -490,7 +458,6 @@ def check(path, keys, policy=None):
         return "the archive is damaged or truncated: %s" % e, None
     except (ValueError, TypeError, KeyError, AttributeError, struct.error) as e:
         return "something in it is not written as in a bundle: %s" % e, None
-
 
 def main(argv):
     policy = None
@@ -520,7 +487,6 @@ def main(argv):
     for name, size, leaves, bodies in streams:
         print("      %-7s %d of %d events, %d with their bytes" % (name, leaves, size, bodies))
     return 0
-
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
