@@ -31,6 +31,11 @@ func (a *API) admit(w http.ResponseWriter, r *http.Request, rt *route, takesBody
 			return err
 		}
 	}
+	if rt.command {
+		if err := a.askedReceipt(w, r); err != nil {
+			return err
+		}
+	}
 	if !takesBody {
 		return nil
 	}

@@ -192,6 +192,7 @@ type call struct {
 	mediaType    string // of the body
 	method, path string
 	header       http.Header // of the request
+	answerHeader http.Header // where receipts are asked for: of the answer
 }
 
 type callKey struct{}
@@ -278,6 +279,7 @@ func serve[I, O any](a *API, rt route, handle func(context.Context, *I) (*O, err
 		if err != nil {
 			return nil, a.answered(ctx, err)
 		}
+		a.giveReceipts(ctx, out)
 		return out, nil
 	})
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -23,6 +24,8 @@ type LogKeys struct {
 	Name string   `json:"name" doc:"Of the log: the first part of every origin." example:"keyledger-9f3a0c1d2e4b5a67"`
 	Key  string   `json:"key" doc:"The verifier key that signs now, C2SP signed-note; it is for all streams." example:"keyledger-9f3a0c1d2e4b5a67+1a2b3c4d+AeI…"`
 	Keys []LogKey `json:"keys" nullable:"false" doc:"All that the log ever had, newest first."`
+
+	Policy string `json:"policy" doc:"Whose cosignatures the log asks for, in Sigsum's format: the operator's setting log_policy."`
 }
 
 // LogKey is a verifier key.
@@ -73,12 +76,25 @@ func (a *API) auditLog() {
 		Operation: huma.Operation{
 			OperationID: "log-checkpoint", Method: http.MethodGet, Path: "/v1/audit/log/{stream}/checkpoint", Tags: []string{"Audit"},
 			Summary:     "The signed tree head of a stream",
-			Description: "C2SP tlog-checkpoint: origin, size and root of the RFC 6962 tree over the stream's events, signed within a second of the last one.",
-			Parameters:  []*huma.Param{stream},
-			Responses:   text("A signed note.", "text/plain"),
+			Description: "C2SP tlog-checkpoint: origin, size and root of the RFC 6962 tree over the stream's events, signed within a second of the last one. It carries the cosignatures (C2SP tlog-cosignature) that witnesses have given for it.",
+			Parameters: []*huma.Param{stream, queryParam("which",
+				"newest; cosigned, the newest that has every cosignature the log's policy asks for; or next, for a witness: the one that others are cosigning now, else the newest.",
+				&huma.Schema{Type: "string", Enum: []any{merkle.Newest, merkle.Cosigned, merkle.Next}, Default: merkle.Newest})},
+			Responses: text("A signed note.", "text/plain"),
 		},
 		action: domain.LogRead, absent: true,
 	}, a.logCheckpoint)
+	a.stream(route{
+		Operation: huma.Operation{
+			OperationID: "cosign-log-checkpoint", Method: http.MethodPost, Path: "/v1/audit/log/{stream}/checkpoint", Tags: []string{"Audit"},
+			Summary:     "Give the cosignature of a witness",
+			Description: "The checkpoint as it was read, with the log's signature and the witness's. It is shown with the checkpoint from then on. Whoever may read the log may bring it: the witness must be one of the log's policy.",
+			Parameters:  []*huma.Param{stream},
+			RequestBody: &huma.RequestBody{Required: true, Description: "A signed note.", Content: map[string]*huma.MediaType{"text/plain": {Schema: &huma.Schema{Type: "string"}}}},
+			Responses:   text("The checkpoint with all signatures that it has.", "text/plain"),
+		},
+		action: domain.LogRead, absent: true, accepts: []string{"text/plain"},
+	}, a.takeCosignature)
 	a.stream(route{
 		Operation: huma.Operation{
 			OperationID: "log-tile", Method: http.MethodGet, Path: "/v1/audit/log/{stream}/tile/{level}/{number}", Tags: []string{"Audit"},
@@ -148,7 +164,7 @@ func (a *API) logKey(w http.ResponseWriter, r *http.Request, _ *call) error {
 }
 
 func answerKeys(w http.ResponseWriter, log *merkle.Log) error {
-	k := LogKeys{Name: log.Name(), Key: log.Key(), Keys: []LogKey{}}
+	k := LogKeys{Name: log.Name(), Key: log.Key(), Keys: []LogKey{}, Policy: string(log.Policy())}
 	if k.Key == "" {
 		return logError(merkle.ErrDoubt)
 	}
@@ -177,11 +193,15 @@ func (a *API) logCheckpoint(w http.ResponseWriter, r *http.Request, _ *call) err
 	if err != nil {
 		return err
 	}
-	signed, err := log.Checkpoint(stream)
+	which := cmp.Or(r.URL.Query().Get("which"), merkle.Newest)
+	if which != merkle.Newest && which != merkle.Cosigned && which != merkle.Next {
+		return unprocessable(Detail{Path: "which", Message: "is no checkpoint of a stream", Fix: "newest, cosigned or next"})
+	}
+	signed, err := log.Shown(r.Context(), stream, which)
 	if err != nil {
 		return logError(err)
 	}
-	writeText(w, "no-store", signed.Note)
+	writeText(w, "no-store", signed)
 	return nil
 }
 

@@ -28,7 +28,7 @@ import (
 )
 
 // withLog signs the log into a directory, and serves it.
-func (s *service) withLog() (dir string) {
+func (s *service) withLog(change ...func(*merkle.Options)) (dir string) {
 	s.t.Helper()
 	s.withPostgres()
 	js, err := jetstream.New(s.conn)
@@ -36,8 +36,12 @@ func (s *service) withLog() (dir string) {
 		s.t.Fatal(err)
 	}
 	dir = filepath.Join(s.t.TempDir(), "log")
-	if s.deps.AuditLog, err = merkle.Open(s.t.Context(), merkle.Options{Ledger: s.ledger, Pool: s.pool, JetStream: js, Master: seal.Master{1},
-		Dir: dir, Node: "test", Every: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}); err != nil {
+	o := merkle.Options{Ledger: s.ledger, Pool: s.pool, JetStream: js, Master: seal.Master{1},
+		Dir: dir, Node: "test", Every: 20 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}
+	for _, c := range change {
+		c(&o)
+	}
+	if s.deps.AuditLog, err = merkle.Open(s.t.Context(), o); err != nil {
 		s.t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -45,6 +46,8 @@ type ImportResult struct {
 	Line    int      `json:"line" doc:"From 1."`
 	Key     *Key     `json:"key,omitempty"`
 	Problem *Problem `json:"problem,omitempty"`
+
+	Receipts []string `json:"receipts,omitempty" nullable:"false" doc:"With Receipt: 1, one for each event of the line: a signed note in base64."`
 }
 
 func (a *API) imports() {
@@ -90,18 +93,31 @@ func (a *API) importKeys(decode func([]byte, any) error) func(http.ResponseWrite
 		out := Imported{Results: make([]ImportResult, len(lines))}
 		var sequence uint64
 		var mu sync.Mutex // guards sequence
+		var missing atomic.Bool
 		next := make(chan int)
 		var workers sync.WaitGroup
 		for range min(importers, len(lines)) {
 			workers.Go(func() {
 				for i := range next {
-					res, err := a.importLine(r.Context(), q, lines[i].number, lines[i].body, decode)
+					q := q
+					if q.IdempotencyKey != "" {
+						// The whole call's body is part of what each line is: a line that moved
+						// to another place is another command.
+						q.Body = slices.Concat(q.Body, []byte("\n"+strconv.Itoa(lines[i].number)))
+						q.IdempotencyKey += "/" + strconv.Itoa(lines[i].number)
+					}
+					res, err := a.importLine(r.Context(), q, lines[i].body, decode)
 					out.Results[i].Line = lines[i].number
 					if err != nil {
 						out.Results[i].Problem = a.answered(r.Context(), err).(*Problem)
 						continue
 					}
 					out.Results[i].Key = new(Key(queries.ViewOf(res.Key, a.Now())))
+					if c.answerHeader != nil {
+						if out.Results[i].Receipts, err = a.receiptsOf(r.Context(), q, res.Sequence); err != nil {
+							missing.Store(true)
+						}
+					}
 					mu.Lock()
 					sequence = max(sequence, res.Sequence)
 					mu.Unlock()
@@ -120,13 +136,16 @@ func (a *API) importKeys(decode func([]byte, any) error) func(http.ResponseWrite
 				out.Failed++
 			}
 		}
+		if missing.Load() {
+			w.Header().Set(receiptMissing, receiptAgain)
+		}
 		w.Header().Set("Ledger-Sequence", strconv.FormatUint(max(sequence, a.Ring.Sequence()), 10))
 		writeJSON(w, http.StatusOK, "application/json", out)
 		return nil
 	}
 }
 
-func (a *API) importLine(ctx context.Context, q commands.Request, number int, body []byte, decode func([]byte, any) error) (commands.Result, error) {
+func (a *API) importLine(ctx context.Context, q commands.Request, body []byte, decode func([]byte, any) error) (commands.Result, error) {
 	if ctx.Err() != nil {
 		return commands.Result{}, ctx.Err()
 	}
@@ -142,11 +161,5 @@ func (a *API) importLine(ctx context.Context, q commands.Request, number int, bo
 		return commands.Result{}, err
 	}
 	cmd.Secret = events.Secret{SHA256: in.SHA256, First: in.First, Last: in.Last}
-	if q.IdempotencyKey != "" {
-		// The whole call's body is part of what each line is: a line that moved
-		// to another place is another command.
-		q.Body = slices.Concat(q.Body, []byte("\n"+strconv.Itoa(number)))
-		q.IdempotencyKey += "/" + strconv.Itoa(number)
-	}
 	return a.Commands.ImportKey(ctx, q, in.Keyspace, in.Owner, cmd)
 }

@@ -106,6 +106,7 @@ func (a *API) configureKeyspace(w http.ResponseWriter, r *http.Request, c *call)
 	}
 	v := keyspaceView(a.Ring.Keyspace(doc.Keyspace))
 	v.Changed = new(len(res.Facts) > 0 || res.Replayed)
+	a.giveReceipts(r.Context(), Changed{LedgerSequence: res.Sequence})
 	writeJSON(w, http.StatusOK, "application/json", v)
 	return nil
 }

@@ -81,7 +81,8 @@ func (a *API) document(op *huma.Operation, rt *route) {
 	if rt.command {
 		op.Parameters = append(op.Parameters, headerParam("Idempotency-Key",
 			"Any 1 to 255 printable ASCII characters, new for every command. For 24 hours the same key with the same body gives the same answer without a second effect, and never the secret again.",
-			&huma.Schema{Type: "string", MinLength: new(1), MaxLength: new(maxIdempotencyKey)}))
+			&huma.Schema{Type: "string", MinLength: new(1), MaxLength: new(maxIdempotencyKey)}),
+			headerParam(receiptHeader, receiptDoc, &huma.Schema{Type: "string", Enum: []any{"1"}}))
 		if op.Tags[0] == "Keys" && op.Path != "/v1/keys" && op.Path != "/v1/keys/import" {
 			op.Parameters = append(op.Parameters, headerParam("If-Match",
 				`The ETag of the key as it was read; refused with 412 when the key has changed since.`, &huma.Schema{Type: "string", Examples: []any{`"1"`}}))

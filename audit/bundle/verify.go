@@ -22,9 +22,10 @@ import (
 
 // Options say whom to believe.
 type Options struct {
-	Keys   []note.Verifier // the log's; at least one
-	Policy []byte          // whose signatures count beside the log's, see [audit.ParsePolicy]; nil: nobody's
-	Scope  *Scope          // that the bundle must be about; nil: any, and the report says which
+	Keys   []note.Verifier    // the log's; at least one
+	Policy []byte             // whose signatures count beside the log's, see [audit.ParsePolicy]; nil: nobody's
+	Found  map[tlog.Hash]bool // hashes of leaves to look for: those that the bundle has become true
+	Scope  *Scope             // that the bundle must be about; nil: any, and the report says which
 }
 
 // Report is the outcome of a check.
@@ -53,6 +54,7 @@ type StreamReport struct {
 	Root   string `json:"root"`
 	Leaves int64  `json:"leaves"` // of the scope
 	Events int64  `json:"events"` // of them within the times, whose bytes are here
+	Last   uint64 `json:"last"`   // sequence of the last event in its tree; 0: none
 }
 
 // fault is what is wrong with a bundle, and where.
@@ -305,7 +307,7 @@ func (v *verifier) event(body []byte) error {
 
 // stream checks one stream.
 func (v *verifier) stream(s *Stream) error {
-	v.report.Streams = append(v.report.Streams, StreamReport{Stream: s.Stream, Size: s.Size, Root: s.Root, Leaves: s.Leaves})
+	v.report.Streams = append(v.report.Streams, StreamReport{Stream: s.Stream, Size: s.Size, Root: s.Root, Leaves: s.Leaves, Last: s.Last})
 	told := &v.report.Streams[len(v.report.Streams)-1]
 	tree, err := s.Tree()
 	if err != nil {
@@ -365,6 +367,13 @@ func (v *verifier) stream(s *Stream) error {
 		}
 		first = false
 		sum.add(c)
+		if v.o.Found != nil {
+			for _, h := range c.hashes {
+				if _, wanted := v.o.Found[h]; wanted {
+					v.o.Found[h] = true
+				}
+			}
+		}
 		told.Events += c.bodies
 		v.confirmed = v.confirmed || c.confirmed
 		return nil

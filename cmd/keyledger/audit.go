@@ -51,7 +51,7 @@ func (a *app) auditCommand() *cobra.Command {
 		a.auditListCommand(), a.auditTailCommand(),
 		a.auditAsOfCommand(), a.auditDiffCommand(), a.auditHistoryCommand(), a.auditExplainCommand(), a.auditLeakedCommand(),
 		a.auditExportCommand(), a.auditVerifyCommand(),
-		a.auditKeyCommand(), a.auditProveCommand(),
+		a.auditKeyCommand(), a.auditProveCommand(), a.auditCheckpointCommand(), a.auditReceiptCommand(), a.auditWitnessCommand(),
 		a.auditPruneCommand(), a.auditHoldCommand())
 }
 

@@ -27,6 +27,8 @@ type provenEvent struct {
 	SHA256   string `json:"sha256"` // of the stored bytes
 	Key      string `json:"key"`    // that signed
 	File     string `json:"file,omitempty"`
+
+	leaf audit.Leaf
 }
 
 func (a *app) auditProveCommand() *cobra.Command {
@@ -73,21 +75,7 @@ func (a *app) auditProve(cmd *cobra.Command, at audit.Place, given []string, fil
 	if err != nil {
 		return err
 	}
-	if len(given) == 0 {
-		r, err := c.do(cmd.Context(), call{method: http.MethodGet, path: path("audit", "log", "key")})
-		if err != nil {
-			return err
-		}
-		var k listedKeys
-		if err := r.decode(&k); err != nil {
-			return err
-		}
-		for _, one := range k.Keys {
-			given = append(given, one.Key)
-		}
-		a.note("the key was asked from the service itself; check with one that you were given: --log-key")
-	}
-	keys, err := logKeys(given)
+	keys, err := a.keysOrAsked(cmd, c, given)
 	if err != nil {
 		return err
 	}
@@ -161,6 +149,7 @@ func checkProof(b []byte, at audit.Place, keys []note.Verifier) (p provenEvent, 
 		return p, err
 	}
 	p.Stream, p.Sequence, p.Line, p.Size, p.Root = at.Stream, at.Sequence, at.Line, c.Size, c.Root.String()
+	p.leaf = leaf
 	p.SHA256 = fmt.Sprintf("%x", leaf.Digest)
 	p.Key = fmt.Sprintf("%s+%08x", signed.Sigs[0].Name, signed.Sigs[0].Hash)
 	return p, nil

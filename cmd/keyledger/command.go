@@ -21,6 +21,7 @@ type commandFlags struct {
 
 func (f *commandFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.idem, "idempotency-key", "", "repeat an earlier command under its key, without a second effect (else random)")
+	cmd.Flags().String("receipt", "", "write the log's signed receipt for what is recorded to this file")
 }
 
 func (f *commandFlags) addIfMatch(cmd *cobra.Command) {
@@ -48,11 +49,25 @@ func (a *app) send(cmd *cobra.Command, q call) (*answer, error) {
 	if q.idem == "" {
 		q.idem = newIdempotencyKey()
 	}
-	r, err := c.do(cmd.Context(), q)
-	if err == nil {
-		c.remember(r, a.now())
+	receipt, _ := cmd.Flags().GetString("receipt")
+	if receipt != "" {
+		if q.header == nil {
+			q.header = http.Header{}
+		}
+		q.header.Set("Receipt", "1")
 	}
-	return r, err
+	r, err := c.do(cmd.Context(), q)
+	if err != nil {
+		return r, err
+	}
+	c.remember(r, a.now())
+	if receipt != "" {
+		if err := a.keepReceipts(receipt, a.receipts > 0, r); err != nil {
+			a.note("keyledger: %v", err) // the answer may hold a secret, which must not be lost
+		}
+		a.receipts++
+	}
+	return r, nil
 }
 
 // readFlags are what every reading of a projection accepts.

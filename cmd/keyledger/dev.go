@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyledger/keyledger/api"
+	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/commands"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
@@ -33,7 +34,7 @@ import (
 type devFlags struct {
 	stateDir, listen, gatewayListen, natsListen, postgresURL string
 	noSample, ephemeral, verbose                             bool
-	usageRetention                                           string
+	usageRetention, logPolicy                                string
 	authz                                                    authzSettings
 }
 
@@ -59,6 +60,7 @@ machine.`,
 	fl.StringVar(&f.natsListen, "nats-listen", "127.0.0.1:7072", "address of NATS for subscribers")
 	fl.StringVar(&f.authz.AuthzSocket, "authz-socket", "", "Unix socket that answers forward-auth without a token (default: none; the API answers it with X-Authz-Token)")
 	fl.StringVar(&f.postgresURL, "postgres-url", "", "use this PostgreSQL instead of a private one (a URL with a password belongs into KEYLEDGER_POSTGRES_URL)")
+	fl.StringVar(&f.logPolicy, "log-policy", "", "file that names the witnesses of the audit log")
 	fl.BoolVar(&f.noSample, "no-sample", false, "leave out sample owners, keys and traffic")
 	fl.BoolVar(&f.ephemeral, "ephemeral", false, "keep nothing: use a temporary state directory and remove it at the end")
 	fl.StringVar(&f.usageRetention, "usage-retention", "", "how long uses stay in USAGE, such as 400d (default: for ever)")
@@ -142,13 +144,19 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	var policy *audit.Policy
+	if f.logPolicy != "" {
+		if policy, err = readLogPolicy(f.logPolicy); err != nil {
+			return err
+		}
+	}
 	var routed atomic.Pointer[gateway.Gateway] // set once there is a gateway that new keyspaces get a route in
 	name := verify.NodeName("dev")
 	var n *node
 	n, err = openNode(ctx, nodeConfig{
 		Program: "dev", Name: name, Conn: conn, Pool: pool, Replicas: 1,
 		SyncAlways: func(context.Context) (bool, error) { return server.SyncAlways(), nil },
-		HeadFile:   state.File("head.json"), WAL: state.File("wal"), Master: master, Signs: true, LogDir: state.File("log"), UsageRetention: keep, Log: log,
+		HeadFile:   state.File("head.json"), WAL: state.File("wal"), Master: master, Signs: true, LogDir: state.File("log"), LogPolicy: policy, UsageRetention: keep, Log: log,
 		OnKeyspace: func(*domain.Keyspace) {
 			if g := routed.Load(); g != nil {
 				if err := g.SetRoutes(devRoutes(n, upstream.Addr().String())); err != nil {

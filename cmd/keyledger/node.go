@@ -19,6 +19,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/api"
+	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/commands"
 	"github.com/keyledger/keyledger/commands/retention"
 	"github.com/keyledger/keyledger/domain"
@@ -48,8 +49,9 @@ type nodeConfig struct {
 	HeadFile   string // remembers how far the streams were
 	WAL        string // directory of the write-ahead logs; empty: there are none
 	Master     seal.Master
-	Signs      bool   // it signs the audit log
-	LogDir     string // where the audit log is published; empty: nowhere
+	Signs      bool          // it signs the audit log
+	LogPolicy  *audit.Policy // whose cosignatures the audit log takes; nil: nobody's
+	LogDir     string        // where the audit log is published; empty: nowhere
 	OnKeyspace func(*domain.Keyspace)
 	Stale      time.Duration
 
@@ -165,7 +167,7 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		n.follow("feed", func() error { return feed.Run(followers) })
 		if c.Signs {
 			if n.log, err = merkle.Open(ctx, merkle.Options{Ledger: n.ledger, Pool: c.Pool, JetStream: js, Master: c.Master,
-				Replicas: c.Replicas, Dir: c.LogDir, Node: c.Name, Log: c.Log}); err != nil {
+				Replicas: c.Replicas, Dir: c.LogDir, Policy: c.LogPolicy, Node: c.Name, Log: c.Log}); err != nil {
 				return nil, err
 			}
 			n.follow("audit log", func() error { return n.log.Run(followers) })

@@ -25,6 +25,7 @@ type app struct {
 	asJSON    bool
 	urlFlag   string
 	tokenFlag string
+	receipts  int // answers whose receipts were written
 
 	running *cobra.Command // the command that was found
 	started bool           // its arguments were right

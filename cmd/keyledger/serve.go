@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/keyledger/keyledger/api"
+	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
@@ -170,6 +171,11 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 		Master: master, Stale: s.StaleWindow, UsageRetention: keep, Log: log, Signs: program == "serve",
 	}
 	if c.Signs {
+		if s.LogPolicy != "" {
+			if c.LogPolicy, err = readLogPolicy(s.LogPolicy); err != nil {
+				return err
+			}
+		}
 		c.LogDir = s.LogDir
 	}
 	if records := program == "serve" || program == "gateway"; records || s.StateDir != "" {
@@ -213,6 +219,19 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
 	defer cancel()
 	return errors.Join(err, n.close(end))
+}
+
+// readLogPolicy reads the file that names the log's witnesses.
+func readLogPolicy(file string) (*audit.Policy, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("log_policy: %w", err)
+	}
+	p, err := audit.ParsePolicy(text)
+	if err != nil {
+		return nil, fmt.Errorf("log_policy %s: %w", file, err)
+	}
+	return p, nil
 }
 
 func hasOperator(n *node) bool {

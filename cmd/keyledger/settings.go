@@ -68,6 +68,11 @@ type settings struct {
 	// none: nowhere.
 	LogDir string `yaml:"log_dir"`
 
+	// LogPolicy is a file that says which witnesses the audit log is cosigned by, in
+	// Sigsum's format with C2SP verifier keys: their signatures are taken and shown
+	// with checkpoints, and exports say so. Default: nobody is asked.
+	LogPolicy string `yaml:"log_policy"`
+
 	// MasterKeyFile holds the key that personal data is sealed under: 32 bytes
 	// in hex or base64, mode 0600, the same for all processes of one ledger.
 	// `keyledger init` makes it. Losing it erases all personal data.
@@ -140,6 +145,7 @@ var flagged = []struct{ path, usage string }{
 	{"node", "name to record uses under"},
 	{"state_dir", "directory for what this process remembers, or none"},
 	{"log_dir", "directory to publish the audit log in, or none"},
+	{"log_policy", "file that names the witnesses of the audit log"},
 	{"master_key_file", "file with the key that personal data is sealed under"},
 	{"nats.url", "NATS servers, separated by commas"},
 	{"nats.credentials", "NATS .creds file"},
