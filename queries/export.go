@@ -47,14 +47,11 @@ const countWait = 30 * time.Second
 func (x *Exports) Begin(ctx context.Context, scope bundle.Scope, from, to events.Time, now time.Time, by func(*events.Envelope)) (bundle.Head, error) {
 	ctx, cancel := context.WithTimeout(ctx, countWait)
 	defer cancel()
-	h := bundle.Head{Proofs: make([]bundle.StreamProof, len(audit.Streams)), Policy: "# Nobody is asked to sign but the log itself.\n"}
+	h := bundle.Head{Proofs: make([]bundle.StreamProof, len(audit.Streams)), Policy: string(x.log.Policy())}
 	h.Manifest = bundle.Manifest{Format: bundle.Format, Log: x.log.Name(), Scope: scope, From: from, To: to, Program: x.version, Streams: make([]bundle.Stream, len(audit.Streams))}
 	m := &h.Manifest
 	for _, key := range x.log.Keys() {
 		h.Keys = append(h.Keys, key.Verifier)
-	}
-	if key := x.log.Key(); key != "" {
-		h.Policy += "log " + key + "\nquorum none\n"
 	}
 	ops := 0
 	for i, stream := range audit.Streams {
