@@ -80,6 +80,9 @@ func Claim(root string) (dead []*Dead, err error) {
 		}
 	}()
 	for _, e := range entries {
+		if e.IsDir() && strings.HasPrefix(e.Name(), removed) {
+			_ = os.RemoveAll(filepath.Join(root, e.Name())) // the next claim tries again
+		}
 		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
@@ -102,9 +105,21 @@ func Claim(root string) (dead []*Dead, err error) {
 // Release leaves a log as it is, for another to claim.
 func (d *Dead) Release() { _ = d.lock.Close() }
 
+// removed begins the names of logs that nobody needs: a process that is killed while
+// it removes one must not leave a part of it for the next to read.
+const removed = ".removed-"
+
 // Remove is for a log whose entries are in the event store.
 func (d *Dead) Remove() error {
-	return errors.Join(os.RemoveAll(d.Dir), d.lock.Close())
+	return errors.Join(remove(d.Dir), d.lock.Close())
+}
+
+func remove(dir string) error {
+	gone := filepath.Join(filepath.Dir(dir), removed+filepath.Base(dir))
+	if err := os.Rename(dir, gone); err != nil {
+		return err
+	}
+	return os.RemoveAll(gone)
 }
 
 // Read reads a dead log, which stays as it is. It fails where the log cannot be

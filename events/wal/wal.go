@@ -347,7 +347,7 @@ func (l *Log) Close() (open int64, err error) {
 		for _, s := range append(l.live, l.free...) {
 			s.unmap()
 		}
-		err = errors.Join(os.RemoveAll(l.dir), l.lock.Close())
+		err = errors.Join(remove(l.dir), l.lock.Close())
 		return open, err
 	}
 	// The mappings stay: somebody may still hold a tally.

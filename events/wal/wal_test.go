@@ -117,6 +117,27 @@ func TestKill(t *testing.T) {
 	}
 }
 
+// A process that is killed while it removes a log that nobody needs leaves a part of
+// it. The next claim removes the rest and reads nothing.
+func TestKilledWhileRemoving(t *testing.T) {
+	l := open(t, t.TempDir(), Options{})
+	add(l, "one")
+	root := killed(t, l)
+	half := filepath.Join(root, removed+filepath.Base(l.dir))
+	if err := os.Rename(filepath.Join(root, filepath.Base(l.dir)), half); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(half, metaFile)); err != nil {
+		t.Fatal(err)
+	}
+	if dead, err := Claim(root); len(dead) != 0 || err != nil {
+		t.Errorf("%d logs to claim, %v", len(dead), err)
+	}
+	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the rest of the removed log stays: %v", err)
+	}
+}
+
 // A log that is closed with nothing open leaves nothing; one with something open
 // leaves that, and says that it ended well.
 func TestClose(t *testing.T) {

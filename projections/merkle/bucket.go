@@ -37,14 +37,19 @@ func openBucket(ctx context.Context, js jetstream.JetStream, replicas int) (jets
 				kv, err = js.KeyValue(ctx, Bucket)
 			}
 		}
-		unanswered := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
-		if !unanswered || ctx.Err() != nil || time.Now().After(until) {
+		if !unanswered(err) || ctx.Err() != nil || time.Now().After(until) {
 			if err != nil {
 				return nil, fmt.Errorf("open the bucket %s: %w", Bucket, err)
 			}
 			return kv, nil
 		}
 	}
+}
+
+// unanswered is of a question that may be asked again: a cluster that chooses a leader
+// answers nobody.
+func unanswered(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders)
 }
 
 // get reads a value from the bucket's leader, which has every value that was

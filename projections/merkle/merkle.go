@@ -157,10 +157,16 @@ func Open(ctx context.Context, o Options) (*Log, error) {
 	if l.kv, err = openBucket(ctx, o.JetStream, o.Replicas); err != nil {
 		return nil, err
 	}
-	if err := l.readKeys(ctx); err != nil {
-		return nil, err
+	// Who leads a bucket that was just made may not be chosen yet.
+	for until := time.Now().Add(bucketWait); ; {
+		err := l.readKeys(ctx)
+		if err == nil {
+			return l, nil
+		}
+		if !unanswered(err) || ctx.Err() != nil || time.Now().After(until) {
+			return nil, err
+		}
 	}
-	return l, nil
 }
 
 // Known are the places of the checkpoints that a database remembers, for
