@@ -30,6 +30,7 @@ const (
 	stoppedPause = time.Second           // before a stopped one looks whether it was rebuilt
 	pollPause    = 20 * time.Millisecond // of a waiter whose projector is another process
 	headPause    = 5 * time.Second
+	connPause    = time.Second // before a connection that is not used is looked at
 )
 
 // The states of a projection.
@@ -199,15 +200,41 @@ func (f *follower) follow(ctx context.Context) error {
 		}
 	}
 	f.set(func() { f.leading, f.state, f.err, f.at = true, Running, nil, at })
-	for batch, err := range f.ledger.FollowBatches(ctx, f.p.Stream(), at, batchRecords, batchWithin) {
+	following, lost := context.WithCancelCause(ctx)
+	var using sync.Mutex
+	var watching sync.WaitGroup
+	watching.Go(func() { watchConn(following, conn, &using, lost) })
+	defer watching.Wait()
+	defer lost(nil)
+	for batch, err := range f.ledger.FollowBatches(following, f.p.Stream(), at, batchRecords, batchWithin) {
 		if err != nil {
 			return f.readError(err, at)
 		}
-		if at, err = f.apply(ctx, conn, at, batch); err != nil {
+		using.Lock()
+		at, err = f.apply(ctx, conn, at, batch)
+		using.Unlock()
+		if err != nil {
 			return err
 		}
 	}
-	return ctx.Err()
+	return context.Cause(following)
+}
+
+// watchConn ends the following when the connection is lost while there is nothing to
+// write: a PostgreSQL that crashed may have taken back what was written last, which
+// must be read again although nothing new comes.
+func watchConn(ctx context.Context, conn *pgx.Conn, using *sync.Mutex, lost context.CancelCauseFunc) {
+	for wait(ctx, connPause) {
+		asking, stop := context.WithTimeout(ctx, pauseMost)
+		using.Lock()
+		err := conn.Ping(asking)
+		using.Unlock()
+		stop()
+		if err != nil {
+			lost(fmt.Errorf("the connection to PostgreSQL was lost: %w", err))
+			return
+		}
+	}
 }
 
 // closeConn gives locks back at once; the server would a moment after the
