@@ -505,3 +505,29 @@ func TestRebuildWhileServing(t *testing.T) {
 		t.Errorf("%d requests in the rows, %d were recorded", n, w.requests)
 	}
 }
+
+// PostgreSQL crashes, takes back what was written last, and nothing new comes: the
+// follower notices and reads it again.
+func TestIdleOverACrash(t *testing.T) {
+	l, pool := openLedger(t), database(t)
+	w := newWriter(t, l)
+	w.keys(3)
+	r, _ := running(t, l, pool, LedgerCopy{})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := r.Wait(ctx, "ledger_v1", w.ledger); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(ctx, `with taken as (delete from keyledger.ledger_v1 returning 1)
+		update keyledger.positions set sequence = 0, event_id = '' where name = 'ledger_v1'`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.Exec(ctx, `select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'keyledger projections' and datname = current_database()`); err != nil {
+		t.Fatal(err)
+	}
+	for scan[int64](t, pool, `select count(*) from keyledger.ledger_v1`) != int64(w.ledger) {
+		if !wait(ctx, 10*time.Millisecond) {
+			t.Fatal("what the crash took back is not read again")
+		}
+	}
+}
