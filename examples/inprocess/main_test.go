@@ -41,7 +41,8 @@ func TestExample(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Configure(string(text))
-	w.Append("parcelbird", "org_1", "", events.OwnerRegistered{Name: "One", Plan: "basic"})
+	// A plan without limits: on a slow machine many requests pass before the revocation arrives.
+	w.Append("parcelbird", "org_1", "", events.OwnerRegistered{Name: "One", Plan: "large"})
 	key := w.Key("parcelbird", "org_1", secret, events.KeyCreated{Name: "a", Environment: "live", Scopes: []string{"parcels:read"}})
 
 	dir := t.TempDir()
