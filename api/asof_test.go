@@ -78,9 +78,12 @@ func TestAsOfBadInput(t *testing.T) {
 	id, _ := s.create(nil)
 	future := events.At(time.Now().Add(time.Hour)).String()
 	for _, path := range []string{"/v1/keys/" + id + "?as_of=", "/v1/keys?as_of=", "/v1/keyspaces/pb?as_of=", "/v1/keyspaces/pb/owners/org_1?as_of="} {
-		for _, bad := range []string{"0", "-1", "1e3", "99999", "9223372036854775808", "99999999999999999999999", "now", "2026", "2026-01-18", "2026-13-01T00:00:00Z",
+		for _, bad := range []string{"0", "-1", "1e3", "99999", "9223372036854775808", "99999999999999999999999", "Now", "yesterday", "2026", "2026-01-18", "2026-13-01T00:00:00Z",
 			"2026-01-18T12:00:00", "2026-01-18T12:00:00+01:00", "0x10", "%00", "1;drop", "%EF%BC%91", future, "9999-12-31T23:59:59Z"} {
 			s.refused(s.do("GET", path+bad, s.root, ""), 422, "INVALID")
+		}
+		if a := s.must("GET", path+"now", s.root, ""); a.header.Get("Ledger-Sequence") != fmt.Sprint(s.head()) {
+			t.Errorf("%snow is of sequence %s", path, a.header.Get("Ledger-Sequence"))
 		}
 		for _, before := range []string{"1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "2001-01-18T12:00:00%2B01:00"} {
 			s.refused(s.do("GET", path+before, s.root, ""), 404, "BEFORE_LEDGER")

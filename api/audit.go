@@ -77,7 +77,7 @@ func (a *API) audit() {
 		Operation: huma.Operation{
 			OperationID: "audit-events", Method: http.MethodGet, Path: "/v1/audit/events", Tags: []string{"Audit"},
 			Summary:     "Read the audit log",
-			Description: "Events from the streams themselves, oldest first. Personal data is opened for operators and auditors. Accept: application/x-ndjson or text/csv answers everything that matches; cells of CSV never begin a formula. An export that cannot be finished ends with a broken connection, never as if it were whole. That the log was read is itself recorded.",
+			Description: "Events from the streams themselves, oldest first. Personal data is opened for operators and auditors. Accept: application/x-ndjson or text/csv answers everything that matches; cells of CSV never begin a formula. An export that cannot be finished ends with a broken connection, never as if it were whole. That the log was read is itself recorded: an export before its first byte, and how it ended after its last.",
 			Parameters:  slices.Concat(params, times, []*huma.Param{after}),
 			Responses:   map[string]*huma.Response{"200": page},
 		},
@@ -198,6 +198,10 @@ func exportType(accept string) string {
 
 // export answers everything. What is wrong before the first event is a problem;
 // after that only a cut connection can say that the rest is missing.
+//
+// That somebody exports is on disk in OPS before the first byte leaves, so that neither
+// a client that goes away nor a killed process takes something unseen; how much it was
+// is a second act, "export.ended", whose filter names the first.
 func (a *API) export(w http.ResponseWriter, r *http.Request, kind string, list iter.Seq2[queries.AuditEvent, error], asked map[string]string) error {
 	next, stop := iter.Pull2(list)
 	defer stop()
@@ -216,6 +220,11 @@ func (a *API) export(w http.ResponseWriter, r *http.Request, kind string, list i
 			}
 		}
 	}
+	// An endpoint that was found stands in USAGE anyway.
+	began, err := a.reading(r.Context(), "export", asked, 0, ok)
+	if err != nil {
+		return err
+	}
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Cache-Control", "no-store")
 	if kind == "text/csv" {
@@ -226,7 +235,16 @@ func (a *API) export(w http.ResponseWriter, r *http.Request, kind string, list i
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), recordTime)
 	defer cancel()
-	if err := errors.Join(err, a.read(ctx, "export", asked, n)); err != nil {
+	ended := map[string]string{"export": "OPS " + strconv.FormatUint(began, 10), "outcome": "whole"}
+	if err != nil {
+		ended["outcome"] = "broken off"
+	}
+	for _, name := range []string{"keyspace", "owner", "key"} {
+		if asked[name] != "" {
+			ended[name] = asked[name]
+		}
+	}
+	if err := errors.Join(err, a.read(ctx, "export.ended", ended, n)); err != nil {
 		a.Log.LogAttrs(ctx, slog.LevelError, "export not finished", slog.String("request_id", callOf(r.Context()).requestID), slog.Any("error", err))
 		panic(http.ErrAbortHandler)
 	}
@@ -262,6 +280,13 @@ const recordTime = 5 * time.Second
 
 // read records that somebody read the log.
 func (a *API) read(ctx context.Context, what string, asked map[string]string, count int) error {
+	_, err := a.reading(ctx, what, asked, count, count > 0)
+	return err
+}
+
+// reading is read with what else is known of it: found says that the log holds something
+// of what was asked for, and the answer is the act's sequence in OPS.
+func (a *API) reading(ctx context.Context, what string, asked map[string]string, count int, found bool) (uint64, error) {
 	c := callOf(ctx)
 	filter := maps.Clone(asked)
 	delete(filter, "after")
@@ -278,7 +303,7 @@ func (a *API) read(ctx context.Context, what string, asked map[string]string, co
 		return a.Ring.Owner(k.Document.Keyspace, filter["owner"]) != nil
 	}))
 	hide("key", a.Ring.Key(filter["key"]) != nil)
-	hide("endpoint", count > 0) // then it stands in USAGE
+	hide("endpoint", found) // then it stands in USAGE
 	hide("ip", false)
 	e := events.New(events.AuditRead{What: what, Filter: filter, Count: int64(count)}, a.Now())
 	e.Keyspace = asked["keyspace"]
@@ -292,8 +317,7 @@ func (a *API) read(ctx context.Context, what string, asked map[string]string, co
 		e.Keyspace, e.Owner = reach.Keyspace, reach.Owner
 	}
 	e.Actor, e.Via, e.RequestID = c.authority.Actor, c.via(), c.requestID
-	_, err = a.Ledger.AppendOps(ctx, e)
-	return err
+	return a.Ledger.AppendOps(ctx, e)
 }
 
 // keepAlive is how often a silent tail says that it is still there.

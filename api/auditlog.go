@@ -140,7 +140,7 @@ func logError(err error) error {
 	doubt, _ := errors.AsType[*merkle.Doubt](err)
 	switch {
 	case errors.Is(err, ledger.ErrNotFound):
-		return problem(http.StatusNotFound, "NOT_FOUND", "The log has nothing there.")
+		return problem(http.StatusNotFound, "NOT_FOUND", "The log has nothing there: no event at this place, or no tile of this number.")
 	case doubt != nil:
 		return &readError{unavailable("AUDIT_LOG_IN_DOUBT", "The audit log is in doubt, nothing is signed: "+doubt.Error(), 30), err}
 	case errors.Is(err, merkle.ErrDoubt):

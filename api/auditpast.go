@@ -180,7 +180,7 @@ func (a *API) auditHistory(ctx context.Context, in *historyInput) (*historyOutpu
 }
 
 type diffInput struct {
-	From     string `query:"from" required:"true" doc:"A time, or a sequence of LEDGER." example:"2026-01-18T12:00:00.000Z"`
+	From     string `query:"from" required:"true" doc:"A time, a sequence of LEDGER, or now." example:"2026-01-18T12:00:00.000Z"`
 	To       string `query:"to" doc:"Likewise; absent: now."`
 	Keyspace string `query:"keyspace" doc:"Of this keyspace."`
 	Owner    string `query:"owner" doc:"Of this owner."`

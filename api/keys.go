@@ -302,7 +302,7 @@ type keyOutput struct {
 
 type getKeyInput struct {
 	KeyPath
-	AsOf string `query:"as_of" doc:"A time, or a sequence of LEDGER: the key as it was then." example:"2026-01-18T12:00:00.000Z"`
+	AsOf string `query:"as_of" doc:"A time, a sequence of LEDGER, or now: the key as it was then." example:"2026-01-18T12:00:00.000Z"`
 }
 
 func (a *API) getKey(ctx context.Context, in *getKeyInput) (*keyOutput, error) {

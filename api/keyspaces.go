@@ -138,7 +138,7 @@ type keyspaceOutput struct {
 
 type getKeyspaceInput struct {
 	KeyspacePath
-	AsOf string `query:"as_of" doc:"A time, or a sequence of LEDGER: the document that was in force then." example:"2026-01-18T12:00:00.000Z"`
+	AsOf string `query:"as_of" doc:"A time, a sequence of LEDGER, or now: the document that was in force then." example:"2026-01-18T12:00:00.000Z"`
 }
 
 func (a *API) getKeyspace(ctx context.Context, in *getKeyspaceInput) (*keyspaceOutput, error) {

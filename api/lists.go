@@ -121,7 +121,7 @@ type keyListInput struct {
 	Q             string    `query:"q" doc:"In the name, at the start of the id, or at either end of the shown characters."`
 	UnusedSince   time.Time `query:"unused_since" doc:"Not used since this time, and older than it."`
 	ExpiresBefore time.Time `query:"expires_before" doc:"That expire before this time."`
-	AsOf          string    `query:"as_of" doc:"A time, or a sequence of LEDGER: the keys as they were then. Further pages are of the same moment." example:"2026-01-18T12:00:00.000Z"`
+	AsOf          string    `query:"as_of" doc:"A time, a sequence of LEDGER, or now: the keys as they were then. Further pages are of the same moment." example:"2026-01-18T12:00:00.000Z"`
 	Limit         int       `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many in a page."`
 	Cursor        string    `query:"cursor" doc:"The next_cursor of the page before, with the same filters."`
 }

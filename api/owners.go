@@ -147,7 +147,7 @@ type ownerOutput struct {
 
 type getOwnerInput struct {
 	OwnerPath
-	AsOf string `query:"as_of" doc:"A time, or a sequence of LEDGER: the owner as it was then." example:"2026-01-18T12:00:00.000Z"`
+	AsOf string `query:"as_of" doc:"A time, a sequence of LEDGER, or now: the owner as it was then." example:"2026-01-18T12:00:00.000Z"`
 }
 
 func (a *API) getOwner(ctx context.Context, in *getOwnerInput) (*ownerOutput, error) {

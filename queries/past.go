@@ -57,7 +57,7 @@ const catchUp = 5 * time.Second
 // in RFC 3339, at which everything up to the last fact with that time or an
 // earlier one has happened. Clocks of nodes differ, so that a fact of a later
 // time may stand before it: the order is that of the stream alone, but no fact of
-// an earlier time is ever missing.
+// an earlier time is ever missing. The word now is the present end of LEDGER.
 //
 // It refuses what is no moment, the future, and what was before the first fact.
 func (p *Past) At(ctx context.Context, path, text string, now time.Time) (Moment, error) {
@@ -65,12 +65,15 @@ func (p *Past) At(ctx context.Context, path, text string, now time.Time) (Moment
 	if err != nil {
 		return Moment{}, err
 	}
+	if text == "now" && head > 0 {
+		return p.Now(ctx, now)
+	}
 	if n, err := strconv.ParseUint(text, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
 		return p.atSequence(ctx, path, n, head)
 	}
 	t, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil {
-		fix := "RFC 3339, such as 2026-01-18T12:00:00.000Z, or a sequence of LEDGER"
+		fix := "RFC 3339, such as 2026-01-18T12:00:00.000Z, a sequence of LEDGER, or now"
 		if strings.Contains(text, " ") {
 			fix += "; write the + of a zone as %2B"
 		}

@@ -47,12 +47,24 @@ func (e eventView) place() string {
 }
 
 func (a *app) auditCommand() *cobra.Command {
-	return group("audit", "Read the ledger",
-		a.auditListCommand(), a.auditTailCommand(),
-		a.auditAsOfCommand(), a.auditDiffCommand(), a.auditHistoryCommand(), a.auditExplainCommand(), a.auditLeakedCommand(),
-		a.auditExportCommand(), a.auditVerifyCommand(),
-		a.auditKeyCommand(), a.auditProveCommand(), a.auditCheckpointCommand(), a.auditReceiptCommand(), a.auditWitnessCommand(),
-		a.auditPruneCommand(), a.auditHoldCommand())
+	c := group("audit", "Read the audit log, ask about the past, and prove what stands in it")
+	for _, g := range []struct {
+		id, title string
+		commands  []*cobra.Command
+	}{
+		{"read", "What happened:", []*cobra.Command{a.auditListCommand(), a.auditTailCommand(), a.auditHistoryCommand(), a.auditLeakedCommand()}},
+		{"past", "What was, and why:", []*cobra.Command{a.auditAsOfCommand(), a.auditDiffCommand(), a.auditExplainCommand()}},
+		{"proof", "That it is complete and unaltered:", []*cobra.Command{a.auditExportCommand(), a.auditVerifyCommand(), a.auditKeyCommand(),
+			a.auditProveCommand(), a.auditCheckpointCommand(), a.auditReceiptCommand(), a.auditWitnessCommand()}},
+		{"keep", "How long it is kept:", []*cobra.Command{a.auditPruneCommand(), a.auditHoldCommand()}},
+	} {
+		c.AddGroup(&cobra.Group{ID: g.id, Title: g.title})
+		for _, sub := range g.commands {
+			sub.GroupID = g.id
+			c.AddCommand(sub)
+		}
+	}
+	return c
 }
 
 // eventFlags choose events.

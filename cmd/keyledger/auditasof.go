@@ -13,14 +13,14 @@ import (
 	"github.com/keyledger/keyledger/events"
 )
 
-// pastMoment reads a moment of the past: a sequence of LEDGER as it is, else a time, a
-// date or a distance from now.
+// pastMoment reads a moment of the past: a sequence of LEDGER as it is, as is now, which
+// the service knows better than this machine's clock; else a time, a date or a distance.
 func (a *app) pastMoment(name, s string) (string, error) {
-	if s != "" && strings.Trim(s, "0123456789") == "" {
+	if s == "now" || s != "" && strings.Trim(s, "0123456789") == "" {
 		return s, nil
 	}
 	if s == "" {
-		return "", usageError("%s is empty: write a time, a date, a distance such as 24h, or a sequence of LEDGER", name)
+		return "", usageError("%s is empty: write a time, a date, a distance such as 24h, now, or a sequence of LEDGER", name)
 	}
 	return a.past(name, s)
 }
@@ -52,8 +52,8 @@ func (a *app) auditAsOfCommand() *cobra.Command {
 		Use: "as-of WHEN [KEY]", Short: "Show a key, or list keys, as they were", Args: takesUpTo("WHEN", "KEY"),
 		Long: `Show a key as it was, with the plan and the version of the keyspace's document
 that were in force, or without KEY list the keys of that moment. WHEN is a time,
-a date, a distance such as 24h, or a sequence of LEDGER; a time means everything
-up to the last fact in the stream that is not later. What LEDGER does not hold,
+a date, a distance such as 24h, now, or a sequence of LEDGER; a time means
+everything up to the last fact in the stream that is not later. What LEDGER does not hold,
 the uses of a key, is not shown.`,
 		Example: `  keyledger audit as-of 2026-01-18T12:00:00Z key_…
   keyledger audit as-of 90d --keyspace parcelbird --status active

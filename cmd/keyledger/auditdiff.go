@@ -67,8 +67,8 @@ func (a *app) auditDiffCommand() *cobra.Command {
 		Long: `Show the keys, owners and keyspaces that were changed after FROM and up to TO
 (now, where it is left out): one line for each changed field, with its value
 before and after, who did it, and the places of the events. A moment is a time, a
-date, a distance such as 24h, or a sequence of LEDGER. What only time changed is
-not shown: a key that expired has no event.`,
+date, a distance such as 24h, now, or a sequence of LEDGER. What only time changed
+is not shown: a key that expired has no event.`,
 		Example: `  keyledger audit diff 24h
   keyledger audit diff 2026-01-01 2026-02-01 --keyspace parcelbird --all
   keyledger audit diff 4000 4711 --key key_… --json`,

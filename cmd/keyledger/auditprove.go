@@ -49,9 +49,13 @@ proof that does not hold ends with exit code 7.
 Without --log-key the key is asked from the service that is to be checked: give
 the one that you were given by another way.`,
 		Example: `  keyledger audit prove ledger 17
-  keyledger audit prove usage 4711 3 -o use.proof --log-key log.key`,
+  keyledger audit prove usage 4711/3 -o use.proof --log-key log.key`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			at := audit.Place{Stream: strings.ToUpper(args[0])}
+			// As `audit list` prints it: sequence/line.
+			if sequence, line, ok := strings.Cut(args[1], "/"); ok && len(args) == 2 {
+				args = []string{args[0], sequence, line}
+			}
 			var err error
 			if at.Sequence, err = strconv.ParseUint(args[1], 10, 63); err != nil {
 				return usageError("SEQUENCE is a number from 1")

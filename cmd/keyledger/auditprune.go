@@ -59,6 +59,9 @@ Interrupted, it is finished by the next start of the service, or by repeating it
 			if older != "" {
 				flag, value = "--older-than", older
 			}
+			if value == "now" {
+				return usageError("%s now would purge everything: write a time, a date or a distance such as 400d", flag)
+			}
 			at, err := a.past(flag, value)
 			if err != nil {
 				return err

@@ -19,7 +19,7 @@ func (a *app) auditVerifyCommand() *cobra.Command {
 	var keys []string
 	var scope bundle.Scope
 	cmd := &cobra.Command{
-		Use: "verify", Short: "Check an export offline: is it complete and unaltered", Args: takes(),
+		Use: "verify [BUNDLE]", Short: "Check an export offline: is it complete and unaltered", Args: takesUpTo("BUNDLE"),
 		Long: `Check an export offline. PASS says that the log's key stands by exactly these
 events, and that none of the scope is missing. FAIL says which is the first place
 that is wrong, and why; the exit code is 7 then. No service and no network is asked.
@@ -28,9 +28,16 @@ The key is the one that "keyledger audit key" prints, or a file that holds it. G
 from somebody you trust: the one in the bundle was put there by whoever made it.
 --keyspace, --owner and --key say what the export must be about. --policy also asks
 for the signatures of witnesses.`,
-		Example: `  keyledger audit verify --bundle bundle.tar.gz --log-key keyledger-…+1234abcd+…
+		Example: `  keyledger audit verify bundle.tar.gz --log-key log.key
+  keyledger audit verify --bundle bundle.tar.gz --log-key keyledger-…+1234abcd+…
   keyledger audit verify --bundle bundle.tar.gz --log-key log.key --keyspace parcelbird --owner org_1`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				if file != "" {
+					return usageError("name one bundle: with --bundle or without")
+				}
+				file = args[0]
+			}
 			o := bundle.Options{}
 			if policy != "" {
 				text, err := os.ReadFile(policy)
@@ -44,7 +51,7 @@ for the signatures of witnesses.`,
 				o.Policy, keys = text, append(keys, p.Logs...)
 			}
 			if file == "" || len(keys) == 0 {
-				return usageError("--bundle and --log-key are needed: the key in a bundle proves nothing by itself; `keyledger audit key` prints the log's")
+				return usageError("a bundle and --log-key are needed: the key in a bundle proves nothing by itself; `keyledger audit key` prints the log's")
 			}
 			var err error
 			if o.Keys, err = logKeys(keys); err != nil {
@@ -59,7 +66,7 @@ for the signatures of witnesses.`,
 			return a.verifyBundle(file, o)
 		},
 	}
-	cmd.Flags().StringVar(&file, "bundle", "", "the export, a tar.gz")
+	cmd.Flags().StringVar(&file, "bundle", "", "the export, a tar.gz; BUNDLE says the same")
 	cmd.Flags().StringArrayVar(&keys, "log-key", nil, "verifier key of the log, or a file of them; may be given more than once")
 	cmd.Flags().StringVar(&policy, "policy", "", "file that says whose signatures must be there (Sigsum's format)")
 	cmd.Flags().StringVar(&scope.Keyspace, "keyspace", "", "it must be about this keyspace")

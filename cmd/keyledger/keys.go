@@ -167,7 +167,7 @@ func moment(s string) (string, error) {
 	if t, err := time.Parse(time.DateOnly, s); err == nil {
 		return events.At(t).String(), nil
 	}
-	return "", fmt.Errorf("write a time such as 2026-01-18T12:00:00Z, or a date such as 2026-01-18")
+	return "", fmt.Errorf("write a time such as 2026-01-18T12:00:00Z, a date such as 2026-01-18")
 }
 
 func (a *app) keysCreateCommand() *cobra.Command {
@@ -433,12 +433,15 @@ func (a *app) at(flag, s string, sign time.Duration) (string, error) {
 	if s == "" {
 		return "", nil
 	}
+	if s == "now" {
+		return events.At(a.now()).String(), nil
+	}
 	if d, err := domain.ParseDuration(s); err == nil {
 		return events.At(a.now().Add(sign * time.Duration(d))).String(), nil
 	}
 	at, err := moment(s)
 	if err != nil {
-		return "", usageError("%s: %w, or a distance from now such as 30d or 24h", flag, err)
+		return "", usageError("%s: %w, a distance from now such as 30d or 24h, or now", flag, err)
 	}
 	return at, nil
 }
