@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/pprof"
 	"slices"
 	"sync"
 	"time"
@@ -116,7 +117,9 @@ func (f *follower) set(change func()) {
 func (r *Runner) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, f := range r.followers {
-		all.Go(func() { f.run(ctx) })
+		all.Go(func() {
+			pprof.Do(ctx, pprof.Labels("projection", f.p.Name()), f.run)
+		})
 	}
 	all.Go(func() { r.keepHeads(ctx) })
 	all.Wait()
