@@ -35,7 +35,8 @@ import (
 // Apply MUST write to its own tables alone, without naming their schema, since
 // a rebuild writes to tables of the same names elsewhere. It MUST depend on
 // nothing but the records and its own rows, and the rows MUST NOT depend on how
-// the records were cut into batches. It never gets a part of a page.
+// the records were cut into batches. It never gets a part of a page. It MUST NOT
+// change a record, which others read too, nor keep the batch.
 type Projection interface {
 	Name() string    // "keys_v1": also names its position
 	Stream() string  // that it reads

@@ -84,8 +84,12 @@ func newRunner(l *ledger.Ledger, pool *pgxpool.Pool, log *slog.Logger, all []Pro
 		log = slog.Default()
 	}
 	r := &Runner{ledger: l, pool: pool, log: log}
+	sources := map[string]*shared{}
 	for _, p := range all {
-		r.followers = append(r.followers, &follower{Runner: r, p: p, state: Starting, moved: make(chan struct{})})
+		if sources[p.Stream()] == nil {
+			sources[p.Stream()] = newShared(l, p.Stream())
+		}
+		r.followers = append(r.followers, &follower{Runner: r, p: p, source: sources[p.Stream()], state: Starting, moved: make(chan struct{})})
 	}
 	return r
 }
@@ -93,7 +97,8 @@ func newRunner(l *ledger.Ledger, pool *pgxpool.Pool, log *slog.Logger, all []Pro
 // follower is one projection and what this process knows about it.
 type follower struct {
 	*Runner
-	p Projection
+	p      Projection
+	source *shared // of its stream
 
 	// mu guards what follows: the last place seen, whether this process moves
 	// it, and a channel that is closed and replaced at each change.
@@ -209,7 +214,7 @@ func (f *follower) follow(ctx context.Context) error {
 	watching.Go(func() { watchConn(following, conn, &using, lost) })
 	defer watching.Wait()
 	defer lost(nil)
-	for batch, err := range f.ledger.FollowBatches(following, f.p.Stream(), at, batchRecords, batchWithin) {
+	for batch, err := range f.records(following, at) {
 		if err != nil {
 			return f.readError(err, at)
 		}
