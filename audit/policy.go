@@ -75,6 +75,34 @@ func ParsePolicy(text []byte) (*Policy, error) {
 // asks for. That the log signed it is not asked here.
 func (p *Policy) Satisfied(signed []byte) bool { return p.quorum.Satisfied(signed) }
 
+// Asks says whether the policy asks for anybody's signature beside the log's.
+func (p *Policy) Asks() bool { return p.quorum.N > 0 }
+
+// Signers are the names of the witnesses that have signed a checkpoint, and of those
+// that have not, in the policy's order.
+func (p *Policy) Signers(signed []byte) (have, lack []string) {
+	for _, v := range p.Witnesses {
+		if _, err := note.Open(signed, note.VerifierList(v)); err == nil {
+			have = append(have, v.Name())
+		} else {
+			lack = append(lack, v.Name())
+		}
+	}
+	return have, lack
+}
+
+// Lacking says whose signatures a checkpoint has that is not [Policy.Satisfied].
+func (p *Policy) Lacking(signed []byte) string {
+	have, lack := p.Signers(signed)
+	list := func(names []string) string {
+		if len(names) == 0 {
+			return "nobody"
+		}
+		return strings.Join(names, ", ")
+	}
+	return "it does not have the signatures that the policy asks for: signed by " + list(have) + "; not by " + list(lack)
+}
+
 // cosignatureKey is the type of a key of C2SP tlog-cosignature with Ed25519.
 const cosignatureKey = 4
 

@@ -121,13 +121,14 @@ def checkpoint(note, origin, keys, where):
 
 def policy_check(text, note, where):
     """Sigsum's format: log, witness, group and quorum lines."""
-    ok, quorum = {}, None
+    ok, quorum, witnesses = {}, None, []
     for line in text.splitlines():
         w = line.split("#")[0].split()
         if not w or w[0] == "log":
             continue
         if w[0] == "witness":
             ok[w[1]] = bool(signers(note, [verifier_key(w[2])], where)[1])
+            witnesses.append(w[1])
         elif w[0] == "group":
             n = {"any": 1, "all": len(w) - 3}.get(w[2]) or int(w[2])
             ok[w[1]] = sum(ok[x] for x in w[3:]) >= n
@@ -137,7 +138,8 @@ def policy_check(text, note, where):
             raise Usage("policy: unknown word " + w[0])
     if quorum is None:
         raise Usage("policy: it names no quorum")
-    need(quorum == "none" or ok[quorum], "it does not have the signatures that the policy asks for", where)
+    names = lambda b: ", ".join(w for w in ok if w in witnesses and ok[w] == b) or "nobody"
+    need(quorum == "none" or ok[quorum], "it does not have the signatures that the policy asks for: signed by %s; not by %s" % (names(True), names(False)), where)
 
 # ---- trees, RFC 6962
 
@@ -327,8 +329,8 @@ class Bundle:
         raw = self.next("manifest.json")
         self.m = m = strict_json(raw.rstrip(b"\n"), "manifest.json")
         try:
-            shape = [list(m), list(m["scope"]), list(m["exported"]), [(s["stream"], list(s)) for s in m["streams"]]]
-            numbers = [n for s in m["streams"] for n in (s["size"], s["last"], s["leaves"], s["first"], s["pruned"])] + [m["exported"]["sequence"]]
+            shape = [list(m), list(m["scope"]), list(m["exported"]), [(s["stream"], [w for w in s if w != "later" or not s[w]]) for s in m["streams"]]]
+            numbers = [n for s in m["streams"] for n in (s["size"], s["last"], s["leaves"], s["first"], s["pruned"], s.get("later", 1))] + [m["exported"]["sequence"]]
             whole = all(type(n) is int and n >= 0 for n in numbers)
             words = all(type(w) is str for w in [*m["scope"].values(), m["log"], m["program"], *(s[w] for s in m["streams"] for w in ("root", "state"))])
         except (TypeError, KeyError, AttributeError):
@@ -346,29 +348,40 @@ class Bundle:
         line = self.next("export.ndjson")
         need(line.count(b"\n") == 1 and line.endswith(b"\n"), "it is not one line", "export.ndjson")
         self.event, e = sha256(line[:-1]), strict_json(line[:-1], "export.ndjson")
+        x, short = m["exported"], m["streams"][2]["last"] < m["exported"]["sequence"]  # OPS ends before this event
         says = {k: v for k, v in [*m["scope"].items(), ("from", m["from"]), ("to", m["to"])] if v}
-        says.update(("tree." + s["stream"], ("%d %s %d %d %d %s" % (s["size"], s["root"], s["last"], s["first"], s["pruned"], s["state"])).strip()) for s in m["streams"] if s["stream"] != "OPS")
-        x = m["exported"]
+        says.update(("tree." + s["stream"], ("%d %s %d %d %d %s" % (s["size"], s["root"], s["last"], s["first"], s["pruned"], s["state"])).strip()) for s in m["streams"] if s["stream"] != "OPS" or short)
+        says.update(("later." + s["stream"], str(s["later"])) for s in m["streams"] if "later" in s)
         need((e.get("type"), e.get("time"), e.get("actor")) == ("audit.read", x["time"], x["actor"])
              and e["data"].get("what") == "bundle" and e["data"].get("filter") == says,
              "the manifest says something else than the event of the export: one of them, or a checkpoint, was changed", "export.ndjson")
-        self.confirmed = False
+        self.confirmed = short
+        if short:  # C2SP tlog-proof, the leaf's text as extra data
+            where = "export.proof.txt"
+            p = re.fullmatch(rb"c2sp.org/tlog-proof@v1\nextra (\S+)\nindex (0|[1-9]\d{0,18})((?:\n[A-Za-z0-9+/]{43}=){0,64})\n\n(.+)", self.next(where), re.S)
+            need(p, "it is not a proof", where)
+            size, root, of = checkpoint(p[4], m["log"] + "/ops", self.keys, where)
+            leaf, *hashes = [base64.b64decode(h) for h in (p[1], *p[3].split())]
+            need([base64.b64encode(h) for h in (leaf, *hashes)] == [p[1], *p[3].split()], "it is not written as one is", where)
+            lines = leaf.decode().split("\n")
+            need(lines[1] == "OPS %d 0" % x["sequence"] and lines[5] == self.event.hex(), "it is the proof of another event than the one in export.ndjson", where)
+            need(not of and included(sha256(b"\0" + leaf), int(p[2]), size, hashes, root), "the event of this export is not at its place in the signed tree", where)
 
     def stream(self, s):
         name, low, log = s["stream"], s["stream"].lower() + "/", self.m["log"]
         cp = self.next(low + "checkpoint.txt")
         size, signed, of = checkpoint(cp, log + "/" + low[:-1], self.keys, low + "checkpoint.txt")
-        part, mine = any(self.scope), (s["size"], s["root"])
-        need(not of and (part or (size, base64.b64encode(signed).decode()) == mine), "it is not of the export's tree: an older, a newer or another log's", low + "checkpoint.txt")
-        if part:
+        part, root = any(self.scope), base64.b64decode(s["root"])
+        need(not of and size >= s["size"] and (size > s["size"] or signed == root), "it is not of the export's tree: an older or another log's", low + "checkpoint.txt")
+        if part or size > s["size"]:
             hashes = self.next(low + "consistency.txt").decode()
             need(re.fullmatch(r"([A-Za-z0-9+/]{43}=\n){0,128}", hashes), "it is not a proof of consistency", low + "consistency.txt")
-            need(contains(base64.b64decode(s["root"]), s["size"], signed, size, [base64.b64decode(h) for h in hashes.split()]), "the signed tree does not contain the export's", low + "consistency.txt")
+            need(contains(root, s["size"], signed, size, [base64.b64decode(h) for h in hashes.split()]), "the signed tree does not contain the export's", low + "consistency.txt")
         if self.policy is not None:
             policy_check(self.policy, cp, low + "checkpoint.txt")
         if part:
             count, chain = self.part(low, log, (str(s["size"]), s["root"]))
-        want, state = count if part else size, [base64.b64decode(h) for h in s["state"].split()]
+        want, state = count if part else s["size"], [base64.b64decode(h) for h in s["state"].split()]
         need(s["pruned"] + s["leaves"] == want, "the log has %d events of it, the manifest says %d" % (want, s["pruned"] + s["leaves"]), "manifest.json")
         need(len(state) == (s["pruned"] > 0 if part else bin(s["pruned"]).count("1")) and (name == "USAGE" or (s["first"], s["pruned"]) == (1, 0)),
              "what it says of pruned events makes no sense", "manifest.json")
@@ -413,7 +426,7 @@ class Bundle:
         if part:
             need(link == chain, "the events are not those whose chain is signed", low + "part.txt")
         else:
-            need(tree.root() == signed, "the events do not add up to the signed root", low + "checkpoint.txt")
+            need(tree.root() == root, "the events do not add up to the signed root", low + "checkpoint.txt")
         end = last[0] if last else 0
         need(end <= s["last"] and (part or last is None or end == s["last"]) and (s["last"] == 0 or 0 < s["size"] and s["first"] <= s["last"] + 1), "its last event is not the one that the export's event names", low)
         return name, s["size"], s["leaves"], bodies

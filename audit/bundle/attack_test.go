@@ -3,6 +3,7 @@ package bundle_test
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"crypto/rand"
 	"crypto/sha256"
@@ -21,6 +22,7 @@ import (
 	"time"
 
 	fnote "github.com/transparency-dev/formats/note"
+	"github.com/transparency-dev/formats/proof"
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/keyledger/keyledger/audit"
@@ -225,8 +227,58 @@ var attacks = []struct {
 	{"another event of the export", "everything", "another event than the one in export.ndjson", func(_ *testing.T, _ *log, f files) files {
 		return f.edit("export.ndjson", func(s string) string { return strings.Replace(s, "evt_", "evt_f", 1) })
 	}},
-	{"an event of the export that is not in the log", "everything", "does not stand in the log", func(_ *testing.T, _ *log, f files) files {
+	{"an event of the export that is not in the log", "everything", "manifest says another", func(_ *testing.T, _ *log, f files) files {
 		return f.manifest(func(m *bundle.Manifest) { m.Exported.Sequence += 100 })
+	}},
+	{"an export that ends early and has no proof of its event", "everything, as far as was witnessed", "stands where", func(_ *testing.T, _ *log, f files) files {
+		return slices.DeleteFunc(f, func(m bundle.Member) bool { return m.Name == "export.proof.txt" })
+	}},
+	{"an export that ends early, with the proof of another event", "everything, as far as was witnessed", "another event", func(t *testing.T, l *log, f files) files {
+		f.at("export.proof.txt").Data = []byte(l.proof(t, l.records[events.Ops][len(l.records[events.Ops])-1]))
+		return f
+	}},
+	{"an export that ends early, with the proof of another log", "everything, as far as was witnessed", "none of the keys", func(t *testing.T, l *log, f files) files {
+		other := newLog(t, l.name)
+		return f.edit("export.proof.txt", func(s string) string {
+			text, note, _ := strings.Cut(s, "\n\n")
+			cut, _, _ := strings.Cut(note, "\n\n")
+			c, err := audit.ParseCheckpoint(cut + "\n")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return text + "\n\n" + other.sign(t, c)
+		})
+	}},
+	{"an export that ends early, whose event was made up", "everything, as far as was witnessed", "not at its place", func(t *testing.T, l *log, f files) files {
+		body := strings.Replace(string(f.at("export.ndjson").Data), "evt_", "evt_f", 1)
+		f.at("export.ndjson").Data = []byte(body)
+		sum := sha256.Sum256([]byte(strings.TrimSuffix(body, "\n")))
+		return f.edit("export.proof.txt", func(s string) string {
+			var p proof.TLogProof
+			if err := p.Unmarshal([]byte(s)); err != nil {
+				t.Fatal(err)
+			}
+			leaf, err := audit.ParseLeaf(p.ExtraData)
+			if err != nil {
+				t.Fatal(err)
+			}
+			leaf.Digest = sum
+			p.ExtraData = leaf.Append(nil)
+			return string(p.Marshal())
+		})
+	}},
+	{"an export that ends early and says that nothing came later", "everything, as far as was witnessed", "manifest says another", func(_ *testing.T, _ *log, f files) files {
+		return f.manifest(func(m *bundle.Manifest) { m.Streams[0].Later = 0 })
+	}},
+	{"no proof that a larger tree contains the export's", "everything, checkpoints of larger trees", "stands where", func(_ *testing.T, _ *log, f files) files {
+		return slices.DeleteFunc(f, func(m bundle.Member) bool { return m.Name == "feed/consistency.txt" })
+	}},
+	{"a larger tree that does not contain the export's", "everything, checkpoints of larger trees", "does not contain", func(t *testing.T, l *log, f files) files {
+		other := newLog(t, l.name)
+		other.fill(t, 60)
+		_, tree := other.tree(t, events.Ledger)
+		f.at("ledger/checkpoint.txt").Data = []byte(l.sign(t, audit.Checkpoint{Origin: audit.Origin(l.name, events.Ledger), Tree: tree}))
+		return f
 	}},
 	{"the proof of another part", "owner", "neither the part", func(t *testing.T, l *log, f files) files {
 		tree := described(f, 0)
@@ -331,6 +383,7 @@ func TestEveryAttackIsRefused(t *testing.T) {
 		for stream, r := range l.records {
 			c.records[stream] = slices.Clone(r)
 		}
+		c.grown, c.short = k.grown, k.short
 		exports[name] = c.export(t, k.scope, k.from, k.to)
 	}
 	for _, a := range attacks {
@@ -474,6 +527,88 @@ func TestBodiesThatCanBeReadInTwoWays(t *testing.T) {
 		bad[fmt.Sprint("body-", i)] = b
 	}
 	python(t, l, bad, func(string, string) bool { return false })
+}
+
+// With a quorum of two of three, two are enough and one is not, and both verifiers name
+// who has signed and who has not.
+func TestQuorums(t *testing.T) {
+	l := newLog(t, "keyledger-test")
+	l.fill(t, 8)
+	l.grown = true
+	var signers []note.Signer
+	var lines string
+	for i := range 3 {
+		private, public, err := note.GenerateKey(rand.Reader, fmt.Sprintf("w%d.example", i+1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		signer, err := fnote.NewSignerForCosignatureV1(private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := fnote.VKeyToCosignatureV1(public)
+		if err != nil {
+			t.Fatal(err)
+		}
+		signers, lines = append(signers, signer), lines+fmt.Sprintf("witness w%d.example %s\n", i+1, key)
+	}
+	policy := lines + "group two 2 w1.example w2.example w3.example\nquorum two\n"
+	dir := t.TempDir()
+	asked := filepath.Join(dir, "policy")
+	if err := os.WriteFile(asked, []byte(policy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, scope := range []bundle.Scope{{}, {Keyspace: "space-0", Owner: "org_1"}} {
+		head := l.head(t, scope, 0, 0)
+		for by := range 1 << len(signers) {
+			h, enough := head, by == 3 || by >= 5
+			h.Proofs = slices.Clone(head.Proofs)
+			var have, lack []string
+			for i := range signers {
+				if by>>i&1 == 1 {
+					have = append(have, signers[i].Name())
+				} else {
+					lack = append(lack, signers[i].Name())
+				}
+			}
+			// One stream that lacks a signature is enough to fail.
+			for i := range h.Proofs {
+				n := &note.Note{Text: h.Proofs[i].Checkpoint[:strings.Index(h.Proofs[i].Checkpoint, "\n\n")+1]}
+				all := []note.Signer{l.signer}
+				for j := range signers {
+					if by>>j&1 == 1 || i != 2 {
+						all = append(all, signers[j])
+					}
+				}
+				signed, err := note.Sign(n, all...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.Proofs[i].Checkpoint = string(signed)
+			}
+			b := l.pack(t, h)
+			r, err := bundle.Verify(bytes.NewReader(b), bundle.Options{Keys: []note.Verifier{l.verifier}, Policy: []byte(policy)})
+			if err != nil || r.Pass != enough || enough && !slices.Equal(r.Streams[2].Witnesses, have) {
+				t.Errorf("%v have signed: %+v, %v", have, r, err)
+			}
+			file := filepath.Join(dir, "bundle")
+			if err := os.WriteFile(file, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.CommandContext(t.Context(), "python3", "-B", "../../tools/verify_bundle.py", file, l.key, "--policy", asked)
+			out, _ := cmd.CombinedOutput()
+			if code := cmd.ProcessState.ExitCode(); code != map[bool]int{true: 0, false: 7}[enough] {
+				t.Errorf("%v have signed: tools/verify_bundle.py ends with %d: %s", have, code, out)
+			}
+			if enough {
+				continue
+			}
+			said := "signed by " + cmp.Or(strings.Join(have, ", "), "nobody") + "; not by " + strings.Join(lack, ", ")
+			if r.Member != "ops/checkpoint.txt" || !strings.Contains(r.Reason, said) || !strings.Contains(string(out), said) {
+				t.Errorf("%v have signed: %+v and %s", have, r, out)
+			}
+		}
+	}
 }
 
 // A bundle is checked with the keys of whoever checks, and with whose signatures

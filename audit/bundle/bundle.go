@@ -8,9 +8,11 @@
 //	README.txt                      what this is, how to check it, what it proves
 //	manifest.json                   what was exported, when, and the size of each tree
 //	export.ndjson                   the event on OPS that records this export
+//	export.proof.txt                where OPS ends before that event here: where it stands
 //	keys.txt  policy.txt            the log's keys, and whose signatures it asks for
 //	ledger/checkpoint.txt           the signed tree of the stream
-//	ledger/consistency.txt          of a part: that this tree contains the export's
+//	ledger/consistency.txt          of a part, and where this tree is a larger one: that it
+//	                                contains the export's
 //	ledger/parts.txt  part.txt      of a part: the signed tree of parts, and its place in it
 //	ledger/000001.leaves.txt        one leaf per line, see [AppendLine]
 //	ledger/000001.events.ndjson     the stored bytes of each, one per line
@@ -25,7 +27,7 @@
 // What it proves. The export is itself an event in the log: it names what was asked
 // for and the size and root of every tree at that moment. OPS holds that event, and
 // its checkpoint is signed; the other checkpoints must be of exactly the trees that
-// the event names, or, of a part, contain them. Of a whole stream, root and size follow from the leaves. Of a
+// the event names, or contain them. Of a whole stream, root and size follow from the leaves. Of a
 // part, count and chain do, which stand in a tree of parts that is signed together
 // with the tree it is of; or the two neighbours between which the part would stand
 // show that there is none. Inclusion proofs for each event of a part would add
@@ -57,6 +59,14 @@
 // Of USAGE that was pruned, the export's event says where it began then, and what the
 // hashes of all before add up to: those who exported cannot choose it.
 //
+// Who asks for witnesses (Options.Policy) asks that they have signed every stream's
+// checkpoint. They see a tree some time after the event of an export, so the checkpoint
+// is usually of a larger tree, which is shown to contain the export's. Where the
+// witnesses stayed away the export ends with the trees that they had signed, OPS before
+// its own event: the event then names the tree of OPS too, and how many events were
+// there later, and export.proof.txt (C2SP tlog-proof) shows it in a tree that the log
+// alone has signed.
+//
 // How it can disappoint. It is complete as of its export: what came later, what was
 // pruned before, and what was never recorded, is not in it. Whoever holds the log's key can sign a tree of
 // parts that is wrong: everybody with the whole log can show that. README.txt,
@@ -83,10 +93,12 @@ const Format = "keyledger bundle v1"
 
 // What is the audit.read event's word for an export as a bundle, and TreePrefix
 // what stands before the stream's name where its filter names a tree as "<size>
-// <root> <last sequence> <first sequence> <pruned leaves> <their state>".
+// <root> <last sequence> <first sequence> <pruned leaves> <their state>"; behind
+// LaterPrefix stands how many events the stream had beyond that tree.
 const (
-	What       = "bundle"
-	TreePrefix = "tree."
+	What        = "bundle"
+	TreePrefix  = "tree."
+	LaterPrefix = "later."
 )
 
 // Manifest says what a bundle holds. Everything in it but Program is proven.
@@ -135,6 +147,9 @@ type Stream struct {
 	// State is what the pruned leaves add up to, in base64: of a part their chain; of
 	// everything the roots of their whole subtrees, the largest first, with blanks between.
 	State string `json:"state"`
+	// Later is how many events the signed tree had beyond this one when the export was
+	// recorded, where it ends with what witnesses had signed.
+	Later int64 `json:"later,omitempty"`
 }
 
 // Tree is the stream's tree.
@@ -173,8 +188,8 @@ func (s *Stream) pruned() (state []tlog.Hash, err error) {
 	return state, nil
 }
 
-// Filter is what the export's event says of scope, times and trees. OPS is not in
-// it: the event itself is in OPS.
+// Filter is what the export's event says of scope, times and trees. OPS is in it only
+// where its tree ends before the event.
 func (m *Manifest) Filter() map[string]string {
 	f := map[string]string{}
 	for name, value := range map[string]string{"keyspace": m.Scope.Keyspace, "owner": m.Scope.Owner, "key": m.Scope.Key, "from": m.From.String(), "to": m.To.String()} {
@@ -183,11 +198,26 @@ func (m *Manifest) Filter() map[string]string {
 		}
 	}
 	for i := range m.Streams {
-		if s := &m.Streams[i]; s.Stream != events.Ops {
+		s := &m.Streams[i]
+		if s.Stream != events.Ops || m.short() {
 			f[TreePrefix+s.Stream] = s.text()
+		}
+		if s.Later > 0 {
+			f[LaterPrefix+s.Stream] = strconv.FormatInt(s.Later, 10)
 		}
 	}
 	return f
+}
+
+// short says whether the tree of OPS ends before the export's own event, which may not
+// be recorded yet.
+func (m *Manifest) short() bool {
+	for i := range m.Streams {
+		if s := &m.Streams[i]; s.Stream == events.Ops {
+			return s.Root != "" && (m.Exported.Sequence == 0 || s.Last < m.Exported.Sequence)
+		}
+	}
+	return false
 }
 
 // Within says whether a time is one whose events stand with their bodies.
@@ -241,7 +271,7 @@ func parseManifest(b []byte) (*Manifest, error) {
 			hashes = min(hashes, 1)
 		}
 		// The numbers are summed only when neither can wrap.
-		if s.Size < 0 || s.Leaves < 0 || s.Pruned < 0 || s.Leaves > s.Size || s.Pruned > s.Size-s.Leaves || s.First < 1 || err != nil || len(state) != hashes ||
+		if s.Size < 0 || s.Later < 0 || s.Leaves < 0 || s.Pruned < 0 || s.Leaves > s.Size || s.Pruned > s.Size-s.Leaves || s.First < 1 || err != nil || len(state) != hashes ||
 			s.Stream != events.Usage && (s.First != 1 || s.Pruned != 0) {
 			return nil, fmt.Errorf("its numbers of %s make no sense", s.Stream)
 		}
@@ -255,19 +285,21 @@ func parseManifest(b []byte) (*Manifest, error) {
 // Head is everything of an export but its leaves and events.
 type Head struct {
 	Manifest Manifest      `json:"manifest"`
-	Event    string        `json:"event"` // stored bytes of the export's own event
-	Keys     []string      `json:"keys"`  // the log's verifier keys
+	Event    string        `json:"event"`           // stored bytes of the export's own event
+	Proof    string        `json:"proof,omitempty"` // of it, where OPS ends before it: C2SP tlog-proof, the leaf's text as extra data
+	Keys     []string      `json:"keys"`            // the log's verifier keys
 	Policy   string        `json:"policy"`
 	Proofs   []StreamProof `json:"proofs"` // as the manifest's streams
 }
 
 // StreamProof is what is signed about one stream.
 type StreamProof struct {
-	Checkpoint string `json:"checkpoint"` // signed
-	// Of a part. Its tree may be smaller than the checkpoint's, which contains it then.
+	Checkpoint string `json:"checkpoint"` // signed; its tree may be larger than the export's, and contains it then
+	// Of a part, or where the checkpoint is of another size than the export's tree.
 	Consistency string `json:"consistency,omitempty"` // see [ConsistencyText]
-	Parts       string `json:"parts,omitempty"`       // the signed checkpoint of the tree of parts
-	Part        string `json:"part,omitempty"`        // see [PartText]
+	// Of a part.
+	Parts string `json:"parts,omitempty"` // the signed checkpoint of the tree of parts
+	Part  string `json:"part,omitempty"`  // see [PartText]
 }
 
 // AppendLine writes a leaf as one line of eight words, whose order is the leaf's:
@@ -442,6 +474,7 @@ const (
 	readmeName   = "README.txt"
 	manifestName = "manifest.json"
 	eventName    = "export.ndjson"
+	proofName    = "export.proof.txt"
 	keysName     = "keys.txt"
 	policyName   = "policy.txt"
 	sumsName     = "SHA256SUMS"

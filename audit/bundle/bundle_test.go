@@ -29,14 +29,19 @@ func verify(t testing.TB, l *log, b []byte) bundle.Report {
 var kinds = map[string]struct {
 	scope    bundle.Scope
 	from, to events.Time
+
+	grown, short bool
 }{
-	"everything":           {},
-	"everything, of times": {from: events.At(begin.Add(10 * time.Second)), to: events.At(begin.Add(50 * time.Second))},
-	"keyspace":             {scope: bundle.Scope{Keyspace: "space-1"}},
-	"owner":                {scope: bundle.Scope{Keyspace: "space-0", Owner: "org_1"}},
-	"key":                  {scope: bundle.Scope{Keyspace: "space-0", Owner: "org_2", Key: "key_2_1"}},
-	"key, of times":        {scope: bundle.Scope{Keyspace: "space-0", Owner: "org_2", Key: "key_2_1"}, from: events.At(begin.Add(20 * time.Second)), to: events.At(begin.Add(60 * time.Second))},
-	"nobody":               {scope: bundle.Scope{Keyspace: "space-0", Owner: "org_none"}},
+	"everything": {},
+	"everything, checkpoints of larger trees": {grown: true},
+	"everything, as far as was witnessed":     {short: true},
+	"the same, of larger trees":               {short: true, grown: true},
+	"everything, of times":                    {from: events.At(begin.Add(10 * time.Second)), to: events.At(begin.Add(50 * time.Second))},
+	"keyspace":                                {scope: bundle.Scope{Keyspace: "space-1"}},
+	"owner":                                   {scope: bundle.Scope{Keyspace: "space-0", Owner: "org_1"}},
+	"key":                                     {scope: bundle.Scope{Keyspace: "space-0", Owner: "org_2", Key: "key_2_1"}},
+	"key, of times":                           {scope: bundle.Scope{Keyspace: "space-0", Owner: "org_2", Key: "key_2_1"}, from: events.At(begin.Add(20 * time.Second)), to: events.At(begin.Add(60 * time.Second))},
+	"nobody":                                  {scope: bundle.Scope{Keyspace: "space-0", Owner: "org_none"}},
 }
 
 // A bundle as it was made passes in both verifiers, whatever it is about.
@@ -46,6 +51,7 @@ func TestAGoodBundlePasses(t *testing.T) {
 	for name, k := range kinds {
 		l.records, l.next = map[string][]events.Record{}, 0
 		l.fill(t, 24)
+		l.grown, l.short = k.grown, k.short
 		bundles[name] = l.export(t, k.scope, k.from, k.to)
 		if r := verify(t, l, bundles[name]); !r.Pass || r.Scope != k.scope || r.Streams[2].Leaves < 1 {
 			t.Errorf("%s: %+v", name, r)
@@ -61,11 +67,11 @@ func TestWhatWasPruned(t *testing.T) {
 	bundles := map[string][]byte{}
 	for name, k := range kinds {
 		for _, pruned := range []uint64{1, 7, 24} {
-			l.records, l.next, l.pruned = map[string][]events.Record{}, 0, pruned
+			l.records, l.next, l.pruned, l.grown, l.short = map[string][]events.Record{}, 0, pruned, k.grown, k.short
 			l.fill(t, 24)
 			b := l.export(t, k.scope, k.from, k.to)
 			r := verify(t, l, b)
-			if !r.Pass || len(r.Notes) != 1 {
+			if !r.Pass || len(r.Notes) != 1+map[bool]int{true: 1}[k.short] {
 				t.Fatalf("%s, %d messages pruned: %+v", name, pruned, r)
 			}
 			name := fmt.Sprint(name, pruned)
@@ -93,8 +99,9 @@ func TestBundlesOfReleasedFormats(t *testing.T) {
 	if *golden != "" {
 		l := newLog(t, "keyledger-golden")
 		l.fill(t, 12)
-		for name, k := range map[string]string{"all": "everything", "owner": "owner"} {
+		for name, k := range map[string]string{"all": "everything", "owner": "owner", "grown": "everything, checkpoints of larger trees", "short": "the same, of larger trees"} {
 			name = filepath.Join("testdata", *golden+"-"+name)
+			l.grown, l.short = kinds[k].grown, kinds[k].short
 			b := l.export(t, kinds[k].scope, 0, 0)
 			for file, content := range map[string][]byte{name + ".tar.gz": b, name + ".key": []byte(l.key + "\n")} {
 				if err := os.WriteFile(file, content, 0o644); err != nil {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/transparency-dev/formats/proof"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -30,6 +31,9 @@ type log struct {
 	next     int // event
 	given    map[string]bundle.Stream
 	pruned   uint64 // messages of USAGE, from the front
+
+	grown bool // checkpoints are of larger trees than the exports
+	short bool // exports end before their own event
 }
 
 func newLog(t testing.TB, name string) *log {
@@ -181,11 +185,11 @@ func (l *log) parts(t testing.TB, stream string, of audit.Tree, scope audit.Scop
 		if i < 0 || i >= len(parts) {
 			continue
 		}
-		proof, err := tlog.ProveRecord(tree.Size, int64(i), stored)
+		hashes, err := tlog.ProveRecord(tree.Size, int64(i), stored)
 		if err != nil {
 			t.Fatal(err)
 		}
-		proofs = append(proofs, bundle.PartProof{Part: parts[i], Index: int64(i), Hashes: proof})
+		proofs = append(proofs, bundle.PartProof{Part: parts[i], Index: int64(i), Hashes: hashes})
 	}
 	return signed, bundle.PartText(proofs...), count
 }
@@ -198,17 +202,27 @@ func (l *log) head(t testing.TB, scope bundle.Scope, from, to events.Time) bundl
 	m := &h.Manifest
 	for _, stream := range audit.Streams {
 		s := bundle.Stream{Stream: stream, First: 1}
-		if stream != events.Ops {
+		if stream != events.Ops || l.short {
 			s = l.described(t, stream)
 			l.prune(t, &s, scope)
 		}
 		m.Streams = append(m.Streams, s)
 	}
+	if l.short {
+		l.fill(t, 3)
+		for i := range m.Streams {
+			m.Streams[i].Later = int64(len(l.records[m.Streams[i].Stream])) - m.Streams[i].Size
+		}
+	}
 	e := l.event(events.AuditRead{What: bundle.What, Filter: m.Filter()}, scope.Keyspace, scope.Owner, scope.Key)
 	r := l.add(t, events.Ops, events.OpsSubject(e), e)
 	m.Exported = bundle.Exported{Sequence: r.Sequence, Time: e.Time, Actor: e.Actor}
 	h.Event = string(r.Body)
-	m.Streams[slices.Index(audit.Streams, events.Ops)] = l.described(t, events.Ops)
+	if ops := slices.Index(audit.Streams, events.Ops); !l.short {
+		m.Streams[ops] = l.described(t, events.Ops)
+	} else {
+		h.Proof = l.proof(t, r)
+	}
 	if l.given == nil {
 		l.fill(t, 2) // what comes later is not in the export
 	}
@@ -220,22 +234,41 @@ func (l *log) head(t testing.TB, scope bundle.Scope, from, to events.Time) bundl
 		}
 		p := bundle.StreamProof{Checkpoint: l.sign(t, audit.Checkpoint{Origin: audit.Origin(l.name, s.Stream), Tree: tree})}
 		s.Leaves = s.Size
-		if part, ok := scope.Part(); ok {
+		part, isPart := scope.Part()
+		if isPart {
 			p.Parts, p.Part, s.Leaves = l.parts(t, s.Stream, tree, part)
+		}
+		if isPart || l.grown {
 			stored, now := l.tree(t, s.Stream)
 			p.Checkpoint = l.sign(t, audit.Checkpoint{Origin: audit.Origin(l.name, s.Stream), Tree: now})
 			if tree.Size > 0 {
-				proof, err := tlog.ProveTree(now.Size, tree.Size, stored)
+				between, err := tlog.ProveTree(now.Size, tree.Size, stored)
 				if err != nil {
 					t.Fatal(err)
 				}
-				p.Consistency = bundle.ConsistencyText(proof)
+				p.Consistency = bundle.ConsistencyText(between)
 			}
 		}
 		s.Leaves -= s.Pruned
 		h.Proofs = append(h.Proofs, p)
 	}
 	return h
+}
+
+// proof is that an event of OPS stands in its tree.
+func (l *log) proof(t testing.TB, r events.Record) string {
+	t.Helper()
+	stored, tree := l.tree(t, r.Stream)
+	hashes, err := tlog.ProveRecord(tree.Size, tree.Size-1, stored)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := audit.LeafOf(&r)
+	p := proof.TLogProof{Index: uint64(tree.Size - 1), Checkpoint: []byte(l.sign(t, audit.Checkpoint{Origin: audit.Origin(l.name, r.Stream), Tree: tree})), ExtraData: leaf.Append(nil)}
+	for _, h := range hashes {
+		p.Hashes = append(p.Hashes, h)
+	}
+	return string(p.Marshal())
 }
 
 // prune says of USAGE what was pruned.

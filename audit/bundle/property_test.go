@@ -31,6 +31,7 @@ func TestAnyChangeIsRefused(outer *testing.T) {
 		for stream, r := range l.records {
 			c.records[stream] = slices.Clone(r)
 		}
+		c.grown, c.short = k.grown, k.short
 		exports = append(exports, c.export(t, k.scope, k.from, k.to))
 	}
 	sample := map[string][]byte{}

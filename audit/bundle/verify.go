@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"runtime"
 	"strings"
 
+	"github.com/transparency-dev/formats/proof"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -52,9 +54,12 @@ type StreamReport struct {
 	Stream string `json:"stream"`
 	Size   int64  `json:"size"` // events in its tree
 	Root   string `json:"root"`
-	Leaves int64  `json:"leaves"` // of the scope
-	Events int64  `json:"events"` // of them within the times, whose bytes are here
-	Last   uint64 `json:"last"`   // sequence of the last event in its tree; 0: none
+	Leaves int64  `json:"leaves"`          // of the scope
+	Events int64  `json:"events"`          // of them within the times, whose bytes are here
+	Last   uint64 `json:"last"`            // sequence of the last event in its tree; 0: none
+	Later  int64  `json:"later,omitempty"` // events that the log had beyond this tree when it was exported, and that are not here
+
+	Witnesses []string `json:"witnesses,omitempty"` // of the policy, that have signed its checkpoint
 }
 
 // fault is what is wrong with a bundle, and where.
@@ -263,6 +268,11 @@ func (v *verifier) head() error {
 	if err := v.event(body); err != nil {
 		return &fault{eventName, &audit.Place{Stream: events.Ops, Sequence: m.Exported.Sequence}, err.Error()}
 	}
+	if m.short() {
+		if err := v.proof(); err != nil {
+			return err
+		}
+	}
 	if _, err := v.next(keysName); err != nil {
 		return err
 	}
@@ -305,9 +315,42 @@ func (v *verifier) event(body []byte) error {
 	return nil
 }
 
+// proof reads where the export's own event stands, whose tree of OPS is not here.
+func (v *verifier) proof() error {
+	text, err := v.next(proofName)
+	if err != nil {
+		return err
+	}
+	bad := func(reason string) error {
+		return &fault{proofName, &audit.Place{Stream: events.Ops, Sequence: v.manifest.Exported.Sequence}, reason}
+	}
+	var p proof.TLogProof
+	if err := p.Unmarshal(text); err != nil || !bytes.Equal(p.Marshal(), text) {
+		return bad("it is not a proof, or not written as one is")
+	}
+	c, err := v.checkpoint(p.Checkpoint, audit.Origin(v.manifest.Log, events.Ops))
+	if err != nil {
+		return bad(err.Error())
+	}
+	l, err := audit.ParseLeaf(p.ExtraData)
+	if err != nil || l.Digest != v.exported || l.Place != (audit.Place{Stream: events.Ops, Sequence: v.manifest.Exported.Sequence}) {
+		return bad("it is the proof of another event than the one in export.ndjson")
+	}
+	hashes := make(tlog.RecordProof, len(p.Hashes))
+	for i, h := range p.Hashes {
+		hashes[i] = h
+	}
+	if c.Of != nil || p.Index > math.MaxInt64 || tlog.CheckRecord(hashes, c.Size, c.Root, int64(p.Index), l.Hash()) != nil {
+		return bad("the event of this export is not at its place in the signed tree")
+	}
+	v.confirmed = true
+	v.report.Notes = append(v.report.Notes, "It ends with what witnesses had signed when it was exported: later events are not in it. That it was exported, by whom, stands in a tree that the log alone has signed.")
+	return nil
+}
+
 // stream checks one stream.
 func (v *verifier) stream(s *Stream) error {
-	v.report.Streams = append(v.report.Streams, StreamReport{Stream: s.Stream, Size: s.Size, Root: s.Root, Leaves: s.Leaves, Last: s.Last})
+	v.report.Streams = append(v.report.Streams, StreamReport{Stream: s.Stream, Size: s.Size, Root: s.Root, Leaves: s.Leaves, Last: s.Last, Later: s.Later})
 	told := &v.report.Streams[len(v.report.Streams)-1]
 	tree, err := s.Tree()
 	if err != nil {
@@ -321,9 +364,9 @@ func (v *verifier) stream(s *Stream) error {
 	c, err := v.checkpoint(signed, audit.Origin(v.manifest.Log, s.Stream))
 	switch {
 	case err != nil:
-	case c.Of != nil || !isPart && c.Tree != tree || c.Size < tree.Size:
+	case c.Of != nil || c.Size == tree.Size && c.Root != tree.Root || c.Size < tree.Size:
 		err = fmt.Errorf("it is of a tree of size %d, not of the export's of size %d, or of another root: an older, a newer or another log's", c.Size, tree.Size)
-	case isPart:
+	case isPart || c.Size != tree.Size:
 		if err := v.consistent(s.Stream, tree, c.Tree); err != nil {
 			return err
 		}
@@ -331,8 +374,11 @@ func (v *verifier) stream(s *Stream) error {
 	if err != nil {
 		return &fault{checkpointName(s.Stream), nil, err.Error()}
 	}
-	if v.policy != nil && !v.policy.Satisfied(signed) {
-		return &fault{checkpointName(s.Stream), nil, "it does not have the signatures that the policy asks for"}
+	if v.policy != nil {
+		if !v.policy.Satisfied(signed) {
+			return &fault{checkpointName(s.Stream), nil, v.policy.Lacking(signed)}
+		}
+		told.Witnesses, _ = v.policy.Signers(signed)
 	}
 	var part audit.Part
 	if isPart {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/keyledger/keyledger/audit"
@@ -51,6 +52,9 @@ func NewWriter(w io.Writer, head Head) (*Writer, error) {
 	b.member(readmeName, readme)
 	b.member(manifestName, manifest)
 	b.member(eventName, []byte(head.Event+"\n"))
+	if head.Manifest.short() {
+		b.member(proofName, []byte(head.Proof))
+	}
 	b.member(keysName, keys)
 	b.member(policyName, []byte(head.Policy))
 	b.next()
@@ -87,13 +91,26 @@ func (b *Writer) next() {
 		}
 		s, p := &b.head.Manifest.Streams[b.stream], &b.head.Proofs[b.stream]
 		b.member(checkpointName(s.Stream), []byte(p.Checkpoint))
-		if _, part := b.head.Manifest.Scope.Part(); part {
+		_, part := b.head.Manifest.Scope.Part()
+		if part || sizeOf(p.Checkpoint) != s.Size {
 			b.member(consistencyName(s.Stream), []byte(p.Consistency))
+		}
+		if part {
 			b.member(partsName(s.Stream), []byte(p.Parts))
 			b.member(partName(s.Stream), []byte(p.Part))
 		}
 		b.left, b.pair = s.Leaves, 0
 	}
+}
+
+// sizeOf is what a checkpoint says of its size, or -1.
+func sizeOf(checkpoint string) int64 {
+	text, _, _ := strings.Cut(checkpoint, "\n\n")
+	c, err := audit.ParseCheckpoint(text + "\n")
+	if err != nil {
+		return -1
+	}
+	return c.Size
 }
 
 // Stream is the one whose leaves are wanted now; empty: all are written.
