@@ -25,11 +25,47 @@ type ExportRequest struct {
 	Key      string      `json:"key,omitempty" doc:"Of this key."`
 	From     events.Time `json:"from,omitempty" doc:"Bodies of events from this time on."`
 	To       events.Time `json:"to,omitempty" doc:"And before this."`
+
+	Witnessed bool `json:"witnessed,omitempty" doc:"End each stream where the newest signatures end that log_policy asks for; of everything only. What came later is counted and not in the export."`
+}
+
+// WitnessedExport is what witnesses have signed of an export.
+type WitnessedExport struct {
+	Complete  bool            `json:"complete" doc:"All streams have the signatures that the log's policy asks for, as of the export or later."`
+	Streams   []WitnessedTree `json:"streams" nullable:"false" doc:"LEDGER, USAGE, OPS and FEED, in this order."`
+	Witnesses []WitnessedLast `json:"witnesses" nullable:"false" doc:"Those of the policy, for each stream."`
+}
+
+// WitnessedTree is one stream of an export.
+type WitnessedTree struct {
+	Stream string `json:"stream" example:"LEDGER"`
+	Size   int64  `json:"size" doc:"Events in the export's tree."`
+
+	Checkpoint  string `json:"checkpoint,omitempty" doc:"The newest with all signatures, whose tree contains the export's; absent: there is none yet."`
+	Consistency string `json:"consistency,omitempty" doc:"The proof of that: hashes in base64, a line each."`
+}
+
+// WitnessedLast is what a witness has signed last of a stream.
+type WitnessedLast struct {
+	Name   string      `json:"name" example:"witness.example.com"`
+	Stream string      `json:"stream" example:"LEDGER"`
+	Size   *int64      `json:"size" doc:"Events in that tree; null: none that is known."`
+	Time   events.Time `json:"time" doc:"By the witness's clock; null likewise."`
 }
 
 type exportInput struct{ Body ExportRequest }
 
 type exportOutput struct{ Body bundle.Head }
+
+type witnessedInput struct {
+	Sequence uint64 `path:"sequence" doc:"Of the export's event on OPS: manifest.exported.sequence." example:"17"`
+	Ledger   int64  `query:"ledger" minimum:"0" doc:"Events in the export's tree of LEDGER: manifest.streams.size."`
+	Usage    int64  `query:"usage" minimum:"0" doc:"Likewise of USAGE."`
+	Ops      int64  `query:"ops" minimum:"0" doc:"Likewise of OPS."`
+	Feed     int64  `query:"feed" minimum:"0" doc:"Likewise of FEED."`
+}
+
+type witnessedOutput struct{ Body WitnessedExport }
 
 func (a *API) auditExport() {
 	serve(a, route{
@@ -40,6 +76,14 @@ func (a *API) auditExport() {
 		},
 		action: domain.LogRead, status: http.StatusCreated,
 	}, a.beginExport)
+	serve(a, route{
+		Operation: huma.Operation{
+			OperationID: "witnessed-export", Method: http.MethodGet, Path: "/v1/audit/exports/{sequence}/checkpoints", Tags: []string{"Audit"},
+			Summary:     "What witnesses have signed of an export",
+			Description: "Witnesses come by themselves, so their signatures on what an export shows come after it: ask again until it is complete, and put checkpoints and consistency in the place of those in proofs. `keyledger audit export` does that.",
+		},
+		action: domain.LogRead, absent: true,
+	}, a.witnessedExport)
 	a.stream(route{
 		Operation: huma.Operation{
 			OperationID: "read-export", Method: http.MethodGet, Path: "/v1/audit/exports/{sequence}", Tags: []string{"Audit"},
@@ -85,13 +129,58 @@ func (a *API) beginExport(ctx context.Context, in *exportInput) (*exportOutput, 
 		return nil, domain.KeyNotFound()
 	}
 	c := callOf(ctx)
-	head, err := x.Begin(ctx, bundle.Scope{Keyspace: q.Keyspace, Owner: q.Owner, Key: q.Key}, q.From, q.To, a.Now(), func(e *events.Envelope) {
+	by := func(e *events.Envelope) {
 		e.Actor, e.Via, e.RequestID = c.authority.Actor, c.via(), c.requestID
-	})
+	}
+	scope := bundle.Scope{Keyspace: q.Keyspace, Owner: q.Owner, Key: q.Key}
+	var head bundle.Head
+	switch {
+	case !q.Witnessed:
+		head, err = x.Begin(ctx, scope, q.From, q.To, a.Now(), by)
+	case scope != bundle.Scope{}:
+		return nil, unprocessable(Detail{Path: "witnessed", Message: "is for exports of everything", Fix: "export a part without it, and wait until the witnesses have signed a later tree"})
+	default:
+		head, err = x.BeginWitnessed(ctx, q.From, q.To, a.Now(), by)
+		if doubt, _ := errors.AsType[*merkle.Doubt](err); doubt == nil && errors.Is(err, merkle.ErrNotSealed) {
+			return nil, unavailable("NOT_COSIGNED", "The witnesses have not signed every stream as log_policy asks: "+err.Error(), 60)
+		}
+	}
 	if err != nil {
 		return nil, logError(err)
 	}
 	return &exportOutput{head}, nil
+}
+
+func (a *API) witnessedExport(ctx context.Context, in *witnessedInput) (*witnessedOutput, error) {
+	x, err := a.exports()
+	if err != nil {
+		return nil, err
+	}
+	sizes := []int64{in.Ledger, in.Usage, in.Ops, in.Feed}
+	proofs, err := x.Witness(ctx, in.Sequence, sizes)
+	if errors.Is(err, queries.ErrNoExport) {
+		return nil, problem(http.StatusNotFound, "EXPORT_NOT_FOUND", "OPS has no export at this sequence.")
+	}
+	if err != nil {
+		return nil, logError(err)
+	}
+	out := WitnessedExport{Complete: true, Witnesses: []WitnessedLast{}}
+	for i, stream := range audit.Streams {
+		out.Streams = append(out.Streams, WitnessedTree{stream, sizes[i], proofs[i].Checkpoint, proofs[i].Consistency})
+		out.Complete = out.Complete && proofs[i].Checkpoint != ""
+	}
+	cosigners, err := x.Cosigners(ctx)
+	if err != nil {
+		return nil, logError(err)
+	}
+	for _, c := range cosigners {
+		last := WitnessedLast{Name: c.Name, Stream: c.Stream}
+		if c.Size >= 0 {
+			last.Size, last.Time = &c.Size, events.At(c.Time)
+		}
+		out.Witnesses = append(out.Witnesses, last)
+	}
+	return &witnessedOutput{out}, nil
 }
 
 func (a *API) readExport(w http.ResponseWriter, r *http.Request, c *call) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/audit/bundle"
 	"github.com/keyledger/keyledger/audit/witness"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/projections/merkle"
@@ -257,6 +259,72 @@ func TestCosignatures(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.refused(s.do("POST", at, auditor, string(forged), "Content-Type", "text/plain"), 422, "INVALID")
+}
+
+// What witnesses have signed of an export is answered when they have, not before; until
+// then one may end where their signatures end.
+func TestWitnessedExport(t *testing.T) {
+	s := start(t)
+	policy := &audit.Policy{}
+	s.withLog(func(o *merkle.Options) { o.Policy = policy })
+	one, oneKey := s.newWitness("one.example")
+	p, err := audit.ParsePolicy([]byte("witness one " + oneKey + "\nquorum one\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	*policy = *p
+	s.configure("pb")
+	round := func() {
+		t.Helper()
+		for _, stream := range audit.Streams {
+			seen, err := one.Look(t.Context(), stream, s.fetch(s.root))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if a := s.do("POST", "/v1/audit/log/"+strings.ToLower(stream)+"/checkpoint", s.root, string(seen.Note), "Content-Type", "text/plain"); a.status != 200 {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+		}
+	}
+	s.refused(s.do("POST", "/v1/audit/exports", s.root, `{"witnessed":true}`), 503, "NOT_COSIGNED")
+	s.refused(s.do("POST", "/v1/audit/exports", s.root, `{"witnessed":true,"keyspace":"pb"}`), 422, "INVALID")
+	for _, body := range []string{`{}`, `{"keyspace":"pb"}`} {
+		var head bundle.Head
+		begun := s.must("POST", "/v1/audit/exports", s.root, body)
+		if err := json.Unmarshal(begun.body, &head); err != nil {
+			t.Fatal(err)
+		}
+		at := fmt.Sprintf("/v1/audit/exports/%d/checkpoints?", head.Manifest.Exported.Sequence)
+		for _, stream := range head.Manifest.Streams {
+			at += fmt.Sprintf("&%s=%d", strings.ToLower(stream.Stream), stream.Size)
+		}
+		if a := s.must("GET", at, s.root, ""); a.json["complete"] != false {
+			t.Errorf("nobody has looked since: %s", a.body)
+		}
+		round()
+		a := s.must("GET", at, s.root, "")
+		if a.json["complete"] != true || len(a.json["witnesses"].([]any)) != 4 {
+			t.Fatalf("%s", a.body)
+		}
+		for i, x := range a.json["streams"].([]any) {
+			checkpoint := x.(map[string]any)["checkpoint"].(string)
+			c, _, err := audit.Open([]byte(checkpoint), audit.Origin(s.logKey().Name(), audit.Streams[i]), s.logKey())
+			if err != nil || c.Size < head.Manifest.Streams[i].Size || !policy.Satisfied([]byte(checkpoint)) {
+				t.Errorf("%s: %v: %s", audit.Streams[i], err, checkpoint)
+			}
+		}
+	}
+	short := s.must("POST", "/v1/audit/exports", s.root, `{"witnessed":true}`)
+	var head bundle.Head
+	if err := json.Unmarshal(short.body, &head); err != nil {
+		t.Fatal(err)
+	}
+	if ops := head.Manifest.Streams[2]; ops.Last >= head.Manifest.Exported.Sequence || head.Proof == "" {
+		t.Errorf("%s", short.body)
+	}
+	s.refused(s.do("GET", "/v1/audit/exports/99999/checkpoints", s.root, ""), 404, "EXPORT_NOT_FOUND")
+	verifier := s.must("POST", "/v1/root-keys", s.root, `{"name":"v","role":"verifier"}`).json["secret"].(string)
+	s.refused(s.do("GET", "/v1/audit/exports/1/checkpoints", verifier, ""), 403, "FORBIDDEN")
 }
 
 // Two services that sign with one key over different streams are caught by whoever

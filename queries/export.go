@@ -47,12 +47,8 @@ const countWait = 30 * time.Second
 func (x *Exports) Begin(ctx context.Context, scope bundle.Scope, from, to events.Time, now time.Time, by func(*events.Envelope)) (bundle.Head, error) {
 	ctx, cancel := context.WithTimeout(ctx, countWait)
 	defer cancel()
-	h := bundle.Head{Proofs: make([]bundle.StreamProof, len(audit.Streams)), Policy: string(x.log.Policy())}
-	h.Manifest = bundle.Manifest{Format: bundle.Format, Log: x.log.Name(), Scope: scope, From: from, To: to, Program: x.version, Streams: make([]bundle.Stream, len(audit.Streams))}
+	h := x.head(scope, from, to)
 	m := &h.Manifest
-	for _, key := range x.log.Keys() {
-		h.Keys = append(h.Keys, key.Verifier)
-	}
 	ops := 0
 	for i, stream := range audit.Streams {
 		if stream == events.Ops {
@@ -67,23 +63,106 @@ func (x *Exports) Begin(ctx context.Context, scope bundle.Scope, from, to events
 			return h, fmt.Errorf("export of %s: %w", stream, err)
 		}
 	}
-	e := events.New(events.AuditRead{What: bundle.What, Filter: m.Filter()}, now)
-	e.Keyspace, e.Owner, e.Key = scope.Keyspace, scope.Owner, scope.Key
-	by(&e)
-	sequence, err := x.ledger.AppendOps(ctx, e)
+	sequence, err := x.record(ctx, &h, now, by)
 	if err != nil {
 		return h, err
 	}
-	stored, err := x.ledger.At(ctx, events.Ops, sequence)
-	if err != nil {
-		return h, err
-	}
-	h.Event = string(stored[0].Body)
-	m.Exported = bundle.Exported{Sequence: sequence, Time: e.Time, Actor: e.Actor}
 	if m.Streams[ops], h.Proofs[ops], err = x.stream(ctx, events.Ops, scope, sequence); err != nil {
 		return h, fmt.Errorf("export of %s: %w", events.Ops, err)
 	}
 	return h, nil
+}
+
+func (x *Exports) head(scope bundle.Scope, from, to events.Time) bundle.Head {
+	h := bundle.Head{Proofs: make([]bundle.StreamProof, len(audit.Streams)), Policy: string(x.log.Policy())}
+	h.Manifest = bundle.Manifest{Format: bundle.Format, Log: x.log.Name(), Scope: scope, From: from, To: to, Program: x.version, Streams: make([]bundle.Stream, len(audit.Streams))}
+	for _, key := range x.log.Keys() {
+		h.Keys = append(h.Keys, key.Verifier)
+	}
+	return h
+}
+
+// record writes the export's own event down, and in the head.
+func (x *Exports) record(ctx context.Context, h *bundle.Head, now time.Time, by func(*events.Envelope)) (sequence uint64, err error) {
+	m := &h.Manifest
+	e := events.New(events.AuditRead{What: bundle.What, Filter: m.Filter()}, now)
+	e.Keyspace, e.Owner, e.Key = m.Scope.Keyspace, m.Scope.Owner, m.Scope.Key
+	by(&e)
+	if sequence, err = x.ledger.AppendOps(ctx, e); err != nil {
+		return 0, err
+	}
+	stored, err := x.ledger.At(ctx, events.Ops, sequence)
+	if err != nil {
+		return 0, err
+	}
+	h.Event = string(stored[0].Body)
+	m.Exported = bundle.Exported{Sequence: sequence, Time: e.Time, Actor: e.Actor}
+	return sequence, nil
+}
+
+// BeginWitnessed is [Exports.Begin] of everything, but of each stream as far as
+// witnesses have signed it: what came later is counted in the manifest and not in the
+// export. It fails with [merkle.ErrNotSealed] where they have not signed all streams. A
+// part cannot end there: its tree of parts is made as of now.
+func (x *Exports) BeginWitnessed(ctx context.Context, from, to events.Time, now time.Time, by func(*events.Envelope)) (bundle.Head, error) {
+	ctx, cancel := context.WithTimeout(ctx, countWait)
+	defer cancel()
+	h := x.head(bundle.Scope{}, from, to)
+	for i, stream := range audit.Streams {
+		signed, _, err := x.log.Witnessed(ctx, stream, 0)
+		if err != nil {
+			return h, err
+		}
+		newest, err := x.log.Checkpoint(stream)
+		if err != nil {
+			return h, err
+		}
+		s := bundle.Stream{Stream: stream, First: 1, Leaves: signed.Size}
+		if err := x.place(ctx, &s, bundle.Scope{}, signed.Tree); err != nil {
+			return h, fmt.Errorf("export of %s: %w", stream, err)
+		}
+		s.Later = newest.Size - signed.Size
+		h.Manifest.Streams[i], h.Proofs[i].Checkpoint = s, string(signed.Note)
+	}
+	sequence, err := x.record(ctx, &h, now, by)
+	if err != nil {
+		return h, err
+	}
+	if _, err := x.log.Sealed(ctx, events.Ops, sequence); err != nil {
+		return h, err
+	}
+	p, err := x.log.Prove(ctx, audit.Place{Stream: events.Ops, Sequence: sequence})
+	if err != nil {
+		return h, err
+	}
+	h.Proof = string(p.TLogProof())
+	return h, nil
+}
+
+// Witness looks for checkpoints that witnesses have cosigned as the policy asks and that
+// contain an export's trees, of so many events each, in the order of [audit.Streams]. Of
+// a stream that has none yet the proof is empty. It fails with [ErrNoExport].
+func (x *Exports) Witness(ctx context.Context, export uint64, sizes []int64) ([]bundle.StreamProof, error) {
+	if _, err := x.recorded(ctx, export); err != nil {
+		return nil, err
+	}
+	proofs := make([]bundle.StreamProof, len(audit.Streams))
+	for i, stream := range audit.Streams {
+		signed, consistency, err := x.log.Witnessed(ctx, stream, sizes[i])
+		if errors.Is(err, merkle.ErrNotSealed) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		proofs[i] = bundle.StreamProof{Checkpoint: string(signed.Note), Consistency: bundle.ConsistencyText(consistency)}
+	}
+	return proofs, nil
+}
+
+// Cosigners are the witnesses of the policy, with what each has signed last.
+func (x *Exports) Cosigners(ctx context.Context) ([]merkle.Cosigner, error) {
+	return x.log.Cosigners(ctx)
 }
 
 // stream is what is signed about a stream that holds at least so much.
@@ -120,19 +199,24 @@ func (x *Exports) stream(ctx context.Context, stream string, scope bundle.Scope,
 		tree, s.Leaves = signed.Tree, signed.Size
 		p.Checkpoint = string(signed.Note)
 	}
+	return s, p, x.place(ctx, &s, scope, tree)
+}
+
+// place says where a stream's tree ends, and what of it is gone.
+func (x *Exports) place(ctx context.Context, s *bundle.Stream, scope bundle.Scope, tree audit.Tree) (err error) {
 	s.Size, s.Root = tree.Size, tree.Root.String()
 	if s.Size > 0 {
-		last, err := x.log.Place(ctx, stream, s.Size-1)
+		last, err := x.log.Place(ctx, s.Stream, s.Size-1)
 		if err != nil {
-			return s, p, err
+			return err
 		}
 		s.Last = last.Sequence
 	}
-	if stream == events.Usage {
-		err = x.pruned(ctx, &s, scope, tree)
+	if s.Stream == events.Usage {
+		err = x.pruned(ctx, s, scope, tree)
 	}
 	s.Leaves -= s.Pruned
-	return s, p, err
+	return err
 }
 
 // pruned says what of USAGE is gone.

@@ -497,8 +497,8 @@ def main(argv):
     m = b.m
     print("PASS  log %s, scope %s, from %s to %s" % (m["log"], " ".join(w for w in b.scope if w) or "everything", m["from"] or "the first", m["to"] or "the last"))
     print("      exported %s by %s %s, recorded as OPS %d" % (m["exported"]["time"], m["exported"]["actor"]["type"], m["exported"]["actor"]["id"], m["exported"]["sequence"]))
-    for name, size, leaves, bodies in streams:
-        print("      %-7s %d of %d events, %d with their bytes" % (name, leaves, size, bodies))
+    for (name, size, leaves, bodies), s in zip(streams, m["streams"]):
+        print("      %-7s %d of %d events, %d with their bytes" % (name, leaves, size, bodies) + (", %d later ones are not in it" % s["later"] if "later" in s else ""))
     return 0
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import (
 )
 
 func (a *app) auditExportCommand() *cobra.Command {
-	var file, format, from, to string
+	var file, format, from, to, witnessed string
 	var scope bundle.Scope
 	cmd := &cobra.Command{
 		Use: "export", Short: "Export events with the proof that they are complete and unaltered", Args: takes(),
@@ -34,6 +34,12 @@ complete as of now: of everything, of a keyspace, of an owner or of a key, with 
 streams. --from and --to leave out the bytes of other events; what proves that nothing
 else is missing stays. A lost connection is taken up again. The bundle is checked
 before it gets its name.
+
+Where the log asks for signatures of witnesses (log_policy), they come after the
+export: it is waited for them, for five minutes or as long as --witnessed says, and the
+bundle passes "keyledger audit verify --policy". Where they do not come in that time, an
+export of everything ends where their signatures end, and says what came later; one of a
+part is not made (exit code 7). --witnessed=no asks nobody.
 
 --format csv, ndjson and cloudevents write the same events without proofs, with
 personal data opened where you may see it.`,
@@ -51,9 +57,13 @@ personal data opened where you may see it.`,
 			if to, err = a.past("--to", to); err != nil {
 				return err
 			}
+			wait, err := witnessWait(witnessed)
+			if err != nil {
+				return err
+			}
 			switch format {
 			case "bundle":
-				return a.exportBundle(cmd, file, scope, from, to)
+				return a.exportBundle(cmd, file, scope, from, to, wait)
 			case "csv", "ndjson", "cloudevents":
 				return a.exportPlain(cmd, file, format, scope, from, to)
 			}
@@ -67,6 +77,8 @@ personal data opened where you may see it.`,
 	cmd.Flags().StringVar(&scope.Key, "key", "", "of this key id")
 	cmd.Flags().StringVar(&from, "from", "", "not before this time, date or distance (24h)")
 	cmd.Flags().StringVar(&to, "to", "", "before this time, date or distance")
+	cmd.Flags().StringVar(&witnessed, "witnessed", "", "how long to wait for the witnesses that the log asks for (default 5m), or no")
+	cmd.Flags().Lookup("witnessed").NoOptDefVal = witnessTime.String()
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"bundle", "csv", "ndjson", "cloudevents"}, cobra.ShellCompDirectiveNoFileComp))
 	a.completeFlags(cmd)
 	return cmd
@@ -82,24 +94,31 @@ type exported struct {
 }
 
 // exportBundle writes a bundle beside its place, checks it, and moves it there.
-func (a *app) exportBundle(cmd *cobra.Command, file string, scope bundle.Scope, from, to string) error {
+func (a *app) exportBundle(cmd *cobra.Command, file string, scope bundle.Scope, from, to string, wait time.Duration) error {
 	c, err := a.client()
 	if err != nil {
 		return err
 	}
-	body := map[string]string{}
+	body := map[string]any{}
 	for name, value := range map[string]string{"keyspace": scope.Keyspace, "owner": scope.Owner, "key": scope.Key, "from": from, "to": to} {
 		if value != "" {
 			body[name] = value
 		}
 	}
-	r, err := c.do(cmd.Context(), call{method: http.MethodPost, path: path("audit", "exports"), body: jsonBody(body)})
+	head, err := c.beginExport(cmd.Context(), body)
 	if err != nil {
 		return err
 	}
-	var head bundle.Head
-	if err := r.decode(&head); err != nil {
-		return err
+	o := bundle.Options{}
+	policy, err := audit.ParsePolicy([]byte(head.Policy))
+	if err != nil {
+		return fmt.Errorf("the answer is not what this program expects (%w): is the service of the same version?", err)
+	}
+	if policy.Asks() && wait >= 0 {
+		if err := a.witnessExport(cmd.Context(), c, &head, policy, body, wait); err != nil {
+			return err
+		}
+		o.Policy = []byte(head.Policy)
 	}
 	f, err := os.CreateTemp(filepath.Dir(file), ".keyledger-export-*")
 	if err != nil {
@@ -111,11 +130,10 @@ func (a *app) exportBundle(cmd *cobra.Command, file string, scope bundle.Scope, 
 	if err != nil {
 		return err
 	}
-	keys, err := logKeys(head.Keys)
-	if err != nil {
+	if o.Keys, err = logKeys(head.Keys); err != nil {
 		return err
 	}
-	report, err := a.checkBundle(f.Name(), bundle.Options{Keys: keys})
+	report, err := a.checkBundle(f.Name(), o)
 	if err != nil {
 		return err
 	}
@@ -141,6 +159,14 @@ func (a *app) exportBundle(cmd *cobra.Command, file string, scope bundle.Scope, 
 	}
 	a.note("checked with the keys that the service itself named; an auditor takes one from `keyledger audit key`, by another way")
 	return nil
+}
+
+func (c *client) beginExport(ctx context.Context, body map[string]any) (head bundle.Head, err error) {
+	r, err := c.do(ctx, call{method: http.MethodPost, path: path("audit", "exports"), body: jsonBody(body)})
+	if err != nil {
+		return head, err
+	}
+	return head, r.decode(&head)
 }
 
 // exportAttempts is how often in a row a reading that gets no further is taken up again.

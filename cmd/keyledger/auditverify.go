@@ -182,6 +182,12 @@ func (a *app) printReport(file string, r bundle.Report) error {
 		if s.Events != s.Leaves {
 			said += fmt.Sprintf(", %d of them within the times", s.Events)
 		}
+		if len(s.Witnesses) > 0 {
+			said += ", witnessed by " + strings.Join(s.Witnesses, ", ")
+		}
+		if s.Later > 0 {
+			said += fmt.Sprintf("; %d later ones are not in it", s.Later)
+		}
 		fields = append(fields, [2]string{s.Stream, said})
 	}
 	for _, n := range r.Notes {

@@ -10,7 +10,9 @@ import (
 	"strings"
 	"time"
 
+	fnote "github.com/transparency-dev/formats/note"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/events"
@@ -189,6 +191,74 @@ func (l *Log) Shown(ctx context.Context, stream, which string) ([]byte, error) {
 		}
 	}
 	return newest.Note, nil
+}
+
+// Witnessed is the newest checkpoint that has all cosignatures that the policy asks for
+// and whose tree holds so many events, with the proof that it contains the tree of
+// exactly so many. It fails with [ErrNotSealed] where there is none yet, or this process
+// has not read so far.
+func (l *Log) Witnessed(ctx context.Context, stream string, size int64) (Signed, tlog.TreeProof, error) {
+	none := fmt.Errorf("%s has no checkpoint of %d events or more that the witnesses have cosigned as the policy asks: %w", stream, size, ErrNotSealed)
+	newest, err := l.Checkpoint(stream)
+	if err != nil || l.o.Policy == nil {
+		return Signed{}, nil, errors.Join(err, none)
+	}
+	list, _, err := l.readCosigned(ctx, stream)
+	if err != nil {
+		return Signed{}, nil, err
+	}
+	for _, x := range slices.Backward(list) {
+		e, err := l.open(stream, "a witness", []byte(x.Note))
+		if err != nil || e.Size < size || e.Size > newest.Size || !l.o.Policy.Satisfied([]byte(x.Note)) {
+			continue
+		}
+		if size == 0 || size == e.Size {
+			return e.Signed, nil, nil
+		}
+		p, err := tlog.ProveTree(e.Size, size, l.HashReader(ctx, stream, e.Tree))
+		if err != nil {
+			return Signed{}, nil, fmt.Errorf("the tree over %s at %d of %d: %w", stream, size, e.Size, altered(err))
+		}
+		return e.Signed, p, nil
+	}
+	return Signed{}, nil, none
+}
+
+// Cosigner is what a witness of the policy has cosigned last of a stream.
+type Cosigner struct {
+	Name   string // of its key
+	Stream string
+	Size   int64     // of the largest tree; -1: none that is kept
+	Time   time.Time // of that signature, by the witness's clock
+}
+
+// Cosigners tells of every stream and every witness of the policy.
+func (l *Log) Cosigners(ctx context.Context) (all []Cosigner, err error) {
+	if l.o.Policy == nil {
+		return nil, nil
+	}
+	for _, stream := range audit.Streams {
+		list, _, err := l.readCosigned(ctx, stream)
+		if err != nil {
+			return nil, err
+		}
+		for _, v := range l.o.Policy.Witnesses {
+			c := Cosigner{Name: v.Name(), Stream: stream, Size: -1}
+			for _, x := range list {
+				n, err := note.Open([]byte(x.Note), note.VerifierList(v))
+				if err != nil {
+					continue
+				}
+				tree, err := audit.ParseCheckpoint(n.Text)
+				at, timeErr := fnote.CoSigV1Timestamp(n.Sigs[0])
+				if err == nil && timeErr == nil && tree.Size >= c.Size {
+					c.Size, c.Time = tree.Size, at
+				}
+			}
+			all = append(all, c)
+		}
+	}
+	return all, nil
 }
 
 // Receipt stands by an event that the tree may not hold yet. It fails with [ErrDoubt].

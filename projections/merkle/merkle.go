@@ -17,6 +17,7 @@
 //	l.Parts(ctx, stream)                            // Closing: parts, their tree, its checkpoint
 //	l.Receipt(leaf)                                 // signed before the tree holds it
 //	l.Cosign(ctx, stream, note), l.Shown(…)         // takes and shows witnesses' signatures
+//	l.Witnessed(ctx, stream, size), l.Cosigners(ctx) // what they have signed, who, and when
 //	l.Policy()                                      // whose signatures are asked for
 //	l.State()                                       // per stream: signed, behind, in doubt
 //	merkle.Known(ctx, pool)                         // what was signed, for ledger.Open
