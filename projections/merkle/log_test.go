@@ -354,17 +354,20 @@ func TestDoubts(t *testing.T) {
 	})
 	t.Run("the checkpoint was set back", func(t *testing.T) {
 		s := prepared(t)
-		s.stop()
 		k := kv(s)
-		history, err := k.History(t.Context(), "checkpoint.ledger")
+		older, err := k.Get(t.Context(), "checkpoint.ledger")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := k.Put(t.Context(), "checkpoint.ledger", history[0].Value()); err != nil {
+		s.facts(1)
+		s.sealed(events.Ledger, 6)
+		until(t, "the checkpoint is published", func() bool { return s.log.State()[0].Published == 6 })
+		s.stop()
+		if _, err := k.Put(t.Context(), "checkpoint.ledger", older.Value()); err != nil {
 			t.Fatal(err)
 		}
 		s.open()
-		doubt(s, events.Ledger, "LEDGER at size 5", "set back")
+		doubt(s, events.Ledger, "LEDGER at size 6", "set back")
 	})
 	t.Run("a row of the tree was changed", func(t *testing.T) {
 		s := prepared(t)
