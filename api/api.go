@@ -96,6 +96,8 @@ type API struct {
 	meter  *meter
 	spec   []byte
 	steady atomic.Pointer[domain.Key] // of whoever verified last; see mayVerify
+
+	deadline atomic.Pointer[deadline] // see durableBy
 }
 
 // New returns the API. It starts nothing and keeps nothing running.

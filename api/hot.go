@@ -65,7 +65,7 @@ func (a *API) hotVerify(w http.ResponseWriter, r *http.Request) bool {
 	}
 	id := requestIDOf(r, began)
 	w.Header()["X-Request-Id"] = []string{id}
-	buffer.out = a.answerDecision(r.Context(), w, &in.VerifyRequest, id, buffer.out)
+	buffer.out = a.answerDecision(w, &in.VerifyRequest, id, buffer.out)
 	a.meter.verified.Inc()
 	a.meter.verifiedTook.Observe(time.Since(began).Seconds())
 	return true

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -180,13 +181,13 @@ func (a *API) verify(decode func([]byte, any) error) func(http.ResponseWriter, *
 		if in.Authorization != nil && in.Key != nil {
 			return unprocessable(Detail{Path: "key", Message: "is given together with authorization", Fix: "send one of them"})
 		}
-		a.answerDecision(r.Context(), w, &in, c.requestID, nil)
+		a.answerDecision(w, &in, c.requestID, nil)
 		return nil
 	}
 }
 
 // answerDecision decides, records and answers, writing into buffer.
-func (a *API) answerDecision(ctx context.Context, w http.ResponseWriter, in *VerifyRequest, requestID string, buffer []byte) []byte {
+func (a *API) answerDecision(w http.ResponseWriter, in *VerifyRequest, requestID string, buffer []byte) []byte {
 	req := domain.Request{
 		Keyspace: in.Keyspace, Method: in.Method, Path: in.Path, TLS: in.TLS, ContentType: in.ContentType, Origin: in.Origin,
 		IP: in.IP, Scopes: in.Scopes, Resource: in.Resource,
@@ -205,17 +206,32 @@ func (a *API) answerDecision(ctx context.Context, w http.ResponseWriter, in *Ver
 		}
 		if a.DurableTime == 0 {
 			a.Verifier.Record(&d, &req, use)
-		} else if !a.recordDurably(ctx, &d, &req, use) {
+		} else if a.Verifier.RecordDurably(a.durableBy(), &d, &req, use) != nil {
 			d.Valid, d.Code = false, domain.CodeAuditUnavailable
 		}
 	}
 	return writeDecision(w, &d, &req, requestID, buffer)
 }
 
-func (a *API) recordDurably(ctx context.Context, d *verify.Decision, req *domain.Request, use verify.Use) bool {
-	ctx, stop := context.WithTimeout(ctx, a.DurableTime)
-	defer stop()
-	return a.Verifier.RecordDurably(ctx, d, req, use) == nil
+// deadline is a context that several requests wait by.
+type deadline struct {
+	context.Context
+	since time.Time
+}
+
+// durableBy ends when the time is over that a use may take until it is durable. A
+// timer for each request costs as much as a tenth of what it waits for, so that
+// those of a tenth of that time share one, and wait so much longer at most.
+func (a *API) durableBy() context.Context {
+	now := time.Now()
+	if d := a.deadline.Load(); d != nil && now.Sub(d.since) < a.DurableTime/10 {
+		return d
+	}
+	ctx, stop := context.WithTimeout(context.Background(), a.DurableTime+a.DurableTime/10)
+	context.AfterFunc(ctx, stop)
+	d := &deadline{ctx, now}
+	a.deadline.Store(d)
+	return d
 }
 
 func writeDecision(w http.ResponseWriter, d *verify.Decision, req *domain.Request, requestID string, buffer []byte) []byte {

@@ -137,6 +137,8 @@ type page struct {
 	urgent bool // somebody waits
 	done   chan struct{}
 	err    error // after done is closed
+
+	written bool // and kept does not change any more
 }
 
 // kept counts facts in one part of the write-ahead log.
@@ -279,28 +281,45 @@ func (p *Pages) Buffer() *wal.Buffer {
 // RecordUse is [Pages.Record] for a use, as the write-ahead log has it and
 // [PagesOptions] Uses reads it. It takes the buffer back.
 func (p *Pages) RecordUse(keyspace string, use *wal.Buffer) bool {
-	_, err := p.addUse(keyspace, use, false)
+	defer p.buffers.Put(use)
+	b := p.book(keyspace)
+	if b == nil {
+		return false
+	}
+	_, err := p.addUse(b, use, false)
 	return err == nil
 }
 
 // RecordUseDurable is [Pages.RecordDurable] for a use. It takes the buffer back.
+//
+// Nobody is answered before the use is on the server's disk, so that the
+// write-ahead log has it only where somebody is answered otherwise.
 func (p *Pages) RecordUseDurable(ctx context.Context, keyspace string, use *wal.Buffer) error {
-	pg, err := p.addUse(keyspace, use, true)
-	if err != nil {
-		return err
-	}
-	return pg.wait(ctx)
-}
-
-func (p *Pages) addUse(keyspace string, use *wal.Buffer, urgent bool) (*page, error) {
 	defer p.buffers.Put(use)
 	b := p.book(keyspace)
 	if b == nil {
-		return nil, ErrClosed
+		return ErrClosed
 	}
+	pg, err := p.addUse(b, use, true)
+	if err != nil {
+		return err
+	}
+	if err = pg.wait(ctx); err == nil || p.o.WAL == nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if pg.written {
+		return nil
+	}
+	pg.keep(p.o.WAL.Write(use))
+	return err
+}
+
+func (p *Pages) addUse(b *book, use *wal.Buffer, urgent bool) (*page, error) {
 	full := p.held.Load() >= int64(p.o.Memory)
 	var in wal.Ref
-	if !full && p.o.WAL != nil {
+	if !full && !urgent && p.o.WAL != nil {
 		in = p.o.WAL.Write(use)
 	}
 	b.mu.Lock()
@@ -569,11 +588,11 @@ func (p *Pages) write(b *book) {
 				b.fail(pg, declared)
 				return
 			}
-			p.release(pg, declared)
 			b.mu.Lock()
-			b.writing = 0
+			b.writing, pg.written = 0, true
 			b.share(pg, began)
 			b.mu.Unlock()
+			p.release(pg, declared)
 			pg.free(p)
 			close(pg.done)
 		case pg != nil:
