@@ -2,6 +2,7 @@ package verify_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -143,6 +144,18 @@ func TestKilled(t *testing.T) {
 		return ids
 	}
 	early := ask(300)
+	durably := func(within time.Duration) (string, error) {
+		req := request(secret)
+		d := v.Verify(req)
+		ctx, stop := context.WithTimeout(t.Context(), within)
+		defer stop()
+		return d.ID(), v.RecordDurably(ctx, &d, &req, verify.Use{Via: "gateway", Status: 200})
+	}
+	id, err := durably(time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	early = append(early, id)
 	v.Verify(request("bd_live_nobody"))
 	if err := r.Flush(t.Context()); err != nil {
 		t.Fatal(err)
@@ -166,11 +179,20 @@ func TestKilled(t *testing.T) {
 	if d, err := v.Take("birds", "org_1", 2); err != nil || !d.Valid {
 		t.Fatal(d.Code, err)
 	}
+	// Its caller is told AUDIT_UNAVAILABLE, and that is kept like any other answer.
+	untold, err := durably(time.Millisecond)
+	if !errors.Is(err, verify.ErrAuditUnavailable) {
+		t.Fatal(err)
+	}
+	late = append(late, untold)
 	left := killed(t, dir)
 	recovered(t, w, killed(t, left)) // once
 	recovered(t, w, left)            // and by one who does not know of the first
 
-	uses, _, counts, gaps := of(t, w, "gw")
+	uses, reports, counts, gaps := of(t, w, "gw")
+	if reports[untold] != 1 {
+		t.Errorf("%d reports of the use that was refused, want 1", reports[untold])
+	}
 	for _, id := range append(early, late...) {
 		if uses[id] != 1 {
 			t.Fatalf("a use is recorded %d times", uses[id])
