@@ -162,6 +162,7 @@ type query struct {
 	open  Opener
 	types map[string]bool
 	left  int // records that may still be read; negative: any number
+	page  int // matches after which it ends; 0: it does not
 
 	forms  []string // of f.IP
 	erased sync.Map // ids of data keys that are gone -> time.Time when that was seen
@@ -478,6 +479,7 @@ func (a *Audit) Events(ctx context.Context, f AuditFilter, o Opener) (AuditPage,
 	if err != nil {
 		return AuditPage{}, err
 	}
+	q.page = limit + 1
 	page := AuditPage{Events: []AuditEvent{}}
 	at, done, err := q.run(ctx, func(e AuditEvent) bool {
 		// One more than asked for tells whether there is a next page.

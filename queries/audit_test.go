@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
@@ -31,7 +32,11 @@ type log struct {
 
 func newLog(t testing.TB) *log {
 	t.Helper()
-	nc := testenv.Conn(t, testenv.NATS(t))
+	return newLogOn(t, testenv.Conn(t, testenv.NATS(t)))
+}
+
+func newLogOn(t testing.TB, nc *nats.Conn) *log {
+	t.Helper()
 	l, err := ledger.Open(t.Context(), nc, ledger.Options{AllowUnverifiedSync: true})
 	if err != nil {
 		t.Fatal(err)

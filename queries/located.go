@@ -71,8 +71,19 @@ func (q *query) located(ctx context.Context, w projections.Wanted, from, to uint
 		}
 		needle, choose := q.chooser(ctx)
 		var before uint64 // sequence of the message before
-		var bytes, messages int
-		for p, err := range q.ledger.Pick(ctx, events.Usage, sequences, needle, choose) {
+		var bytes, messages, found, work int
+		// What is asked for in vain costs as much as what is not.
+		ahead := func() int {
+			n := whole
+			if messages > 0 && q.left >= 0 {
+				n = (scanned-work)*messages/work + 1
+			}
+			if found > 0 && found < q.page {
+				n = min(n, (q.page-found)*messages/found+1)
+			}
+			return n
+		}
+		for p, err := range q.ledger.Pick(ctx, events.Usage, sequences, needle, choose, ahead) {
 			if err != nil {
 				yield(step{}, err)
 				return
@@ -86,7 +97,10 @@ func (q *query) located(ctx context.Context, w projections.Wanted, from, to uint
 			bytes += p.Bytes
 			reach := min(aloneBytes, int(min(p.Sequence-before, aloneBytes))*bytes/messages)
 			before = p.Sequence
-			if !yield(step{passed: spot{p.Sequence, whole}, work: max(p.Lines, reach*scanned/pageBytes)}, nil) {
+			cost := max(p.Lines, reach*scanned/pageBytes)
+			work += cost
+			found += len(p.Records)
+			if !yield(step{passed: spot{p.Sequence, whole}, work: cost}, nil) {
 				return
 			}
 		}

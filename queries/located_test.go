@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
 	"pgregory.net/rapid"
 
 	"github.com/keyledger/keyledger/events"
@@ -28,6 +29,11 @@ type indexed struct {
 
 func newIndexed(t testing.TB) *indexed {
 	t.Helper()
+	return newIndexedOn(t, testenv.Conn(t, testenv.NATS(t)))
+}
+
+func newIndexedOn(t testing.TB, nc *nats.Conn) *indexed {
+	t.Helper()
 	pool, err := pgxpool.New(t.Context(), testenv.Postgres(t))
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +49,7 @@ func newIndexed(t testing.TB) *indexed {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close(t.Context()) })
-	return &indexed{newLog(t), pool, conn, map[string]uint64{}}
+	return &indexed{newLogOn(t, nc), pool, conn, map[string]uint64{}}
 }
 
 func (x *indexed) projections() []projections.Projection {

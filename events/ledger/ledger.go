@@ -122,6 +122,8 @@ type Ledger struct {
 
 	pages sync.Map // subject of USAGE -> *pageHead
 
+	lanes lanes // for reading single messages
+
 	mu       sync.Mutex      // guards what follows
 	link     context.Context // ends when the connection is lost; then another one begins
 	unlink   context.CancelFunc
@@ -186,6 +188,7 @@ func Open(ctx context.Context, nc *nats.Conn, o Options) (*Ledger, error) {
 func (l *Ledger) Close() error {
 	l.stop()
 	l.finished.Wait()
+	l.lanes.close()
 	err := l.saveHeads()
 	l.mu.Lock()
 	l.unlink()

@@ -30,9 +30,10 @@ const pickWidth = 4
 
 // Pick reads the messages at these sequences, which MUST ascend, and decodes the
 // lines that are chosen; lines without needle in them are not asked about, where
-// there is one. It reads ahead, by little at first. Messages that were pruned are
-// passed over. An error ends it; those of [Ledger.At], and of sequences.
-func (l *Ledger) Pick(ctx context.Context, stream string, sequences iter.Seq2[uint64, error], needle []byte, choose Chooser) iter.Seq2[Picked, error] {
+// there is one. It reads ahead, by little at first, and never by more messages than
+// ahead says, where it is given: counting the one that is waited for, and asked
+// before each. Messages that were pruned are passed over. An error ends it; those of [Ledger.At], and of sequences.
+func (l *Ledger) Pick(ctx context.Context, stream string, sequences iter.Seq2[uint64, error], needle []byte, choose Chooser, ahead func() int) iter.Seq2[Picked, error] {
 	return func(yield func(Picked, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		var readers sync.WaitGroup
@@ -41,31 +42,37 @@ func (l *Ledger) Pick(ctx context.Context, stream string, sequences iter.Seq2[ui
 		next, stop := iter.Pull2(sequences)
 		defer stop()
 		type slot chan func() (Picked, error)
-		var ahead []slot
+		var asked []slot
 		width, ended := 2, false
-		var failed error // of sequences, after what is ahead
+		var failed error // of sequences, after what was asked for
 		for {
-			for !ended && len(ahead) < width {
+			for limit := 0; !ended && len(asked) < width; {
+				if ahead != nil && limit == 0 {
+					limit = max(ahead(), 1)
+				}
+				if ahead != nil && len(asked) >= limit {
+					break
+				}
 				sequence, err, ok := next()
 				if !ok || err != nil {
 					ended, failed = true, err
 					break
 				}
 				s := make(slot, 1)
-				ahead = append(ahead, s)
+				asked = append(asked, s)
 				readers.Go(func() {
 					p, err := l.pick(ctx, stream, sequence, needle, choose)
 					s <- func() (Picked, error) { return p, err }
 				})
 			}
-			if len(ahead) == 0 {
+			if len(asked) == 0 {
 				if failed != nil {
 					yield(Picked{}, failed)
 				}
 				return
 			}
-			p, err := (<-ahead[0])()
-			ahead = ahead[1:]
+			p, err := (<-asked[0])()
+			asked = asked[1:]
 			if errors.Is(err, ErrNotFound) {
 				var first uint64
 				if first, err = l.First(ctx, stream); err == nil && p.Sequence < first {

@@ -56,7 +56,7 @@ func TestPick(t *testing.T) {
 		{"key_", func(line []byte) (bool, error) { return strings.Contains(string(line), "key_c"), nil }, "2.3"},
 	} {
 		var got []uint64
-		for p, err := range l.Pick(t.Context(), events.Usage, sequencesOf(all...), []byte(c.needle), c.choose) {
+		for p, err := range l.Pick(t.Context(), events.Usage, sequencesOf(all...), []byte(c.needle), c.choose, nil) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -74,12 +74,12 @@ func TestPick(t *testing.T) {
 		}
 	}
 	stop := errors.New("stop")
-	for _, err := range l.Pick(t.Context(), events.Usage, sequencesOf(1), nil, func([]byte) (bool, error) { return false, stop }) {
+	for _, err := range l.Pick(t.Context(), events.Usage, sequencesOf(1), nil, func([]byte) (bool, error) { return false, stop }, nil) {
 		if !errors.Is(err, stop) {
 			t.Errorf("the chooser's error is %v", err)
 		}
 	}
-	for _, err := range l.Pick(t.Context(), events.Usage, sequencesOf(99), nil, nil) {
+	for _, err := range l.Pick(t.Context(), events.Usage, sequencesOf(99), nil, nil, nil) {
 		if _, refused := errors.AsType[*ledger.RefusalError](err); !refused {
 			t.Errorf("a message that is not there: %v", err)
 		}

@@ -110,7 +110,10 @@ func (l *Ledger) Line(ctx context.Context, stream string, sequence uint64, line 
 
 // stored reads one message. It fails with [ErrNotFound].
 func (l *Ledger) stored(ctx context.Context, stream string, sequence uint64) (*message, error) {
-	m, err := l.direct(ctx, stream, sequence)
+	m, err := l.direct(ctx, stream, fmt.Appendf(nil, `{"seq":%d}`, sequence))
+	if err == nil && m.sequence != sequence {
+		err = ErrNotFound
+	}
 	if err != nil {
 		// A replica may be behind; the leader is not.
 		m, err = l.get(ctx, stream, getRequest{Seq: sequence})
@@ -125,14 +128,15 @@ func (l *Ledger) stored(ctx context.Context, stream string, sequence uint64) (*m
 }
 
 // direct reads one message from any replica, without base64.
-func (l *Ledger) direct(ctx context.Context, stream string, sequence uint64) (*message, error) {
+func (l *Ledger) direct(ctx context.Context, stream string, request []byte) (*message, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	m, err := l.nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET."+stream, fmt.Appendf(nil, `{"seq":%d}`, sequence))
+	m, err := l.lane().RequestWithContext(ctx, "$JS.API.DIRECT.GET."+stream, request)
 	if err != nil {
 		return nil, err
 	}
-	if m.Header.Get("Status") != "" || m.Header.Get(jetstream.SequenceHeader) != strconv.FormatUint(sequence, 10) {
+	sequence, err := strconv.ParseUint(m.Header.Get(jetstream.SequenceHeader), 10, 64)
+	if m.Header.Get("Status") != "" || err != nil {
 		return nil, ErrNotFound
 	}
 	return &message{m.Header.Get(jetstream.SubjectHeader), sequence, m.Header, m.Data}, nil

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -12,6 +13,15 @@ import (
 // later, one past the head when there is none. A fact is stored after the time
 // in its envelope; uses that waited for a server that was away, long after.
 func (l *Ledger) SequenceAt(ctx context.Context, stream string, at time.Time) (uint64, error) {
+	// Asked directly, the message there comes without base64.
+	request, err := json.Marshal(map[string]any{"start_time": at.UTC()})
+	if err != nil {
+		return 0, err
+	}
+	if m, err := l.direct(ctx, stream, request); err == nil {
+		return m.sequence, nil
+	}
+	// A replica may be behind; the leader is not.
 	var answer struct {
 		Message struct {
 			Sequence uint64 `json:"seq"`
@@ -19,7 +29,7 @@ func (l *Ledger) SequenceAt(ctx context.Context, stream string, at time.Time) (u
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	err := l.api(ctx, "STREAM.MSG.GET."+stream, map[string]any{"start_time": at.UTC(), "no_hdr": true}, &answer)
+	err = l.api(ctx, "STREAM.MSG.GET."+stream, map[string]any{"start_time": at.UTC(), "no_hdr": true}, &answer)
 	if isNotFound(err) {
 		head, err := l.Head(ctx, stream)
 		return head + 1, err
