@@ -25,6 +25,12 @@ const (
 	batchRecords = 20_000
 	batchWithin  = 2 * time.Millisecond
 
+	// After a batch of so many, the next one waits so long, unless somebody in this
+	// process waits for it: transactions of a few milliseconds would take all the
+	// processor time there is, and would write the row of a key again and again.
+	busyRecords = 100
+	busyWithin  = 100 * time.Millisecond
+
 	pauseLeast   = 50 * time.Millisecond // before a connection is tried again
 	pauseMost    = 5 * time.Second
 	standbyPause = time.Second           // before a standby tries to take over
@@ -69,6 +75,7 @@ type Runner struct {
 	pool      *pgxpool.Pool
 	log       *slog.Logger
 	followers []*follower
+	busy      time.Duration // see busyWithin
 }
 
 // New makes a runner of all projections. It does nothing until [Runner.Run];
@@ -83,13 +90,13 @@ func newRunner(l *ledger.Ledger, pool *pgxpool.Pool, log *slog.Logger, all []Pro
 	if log == nil {
 		log = slog.Default()
 	}
-	r := &Runner{ledger: l, pool: pool, log: log}
+	r := &Runner{ledger: l, pool: pool, log: log, busy: busyWithin}
 	sources := map[string]*shared{}
 	for _, p := range all {
 		if sources[p.Stream()] == nil {
 			sources[p.Stream()] = newShared(l, p.Stream())
 		}
-		r.followers = append(r.followers, &follower{Runner: r, p: p, source: sources[p.Stream()], state: Starting, moved: make(chan struct{})})
+		r.followers = append(r.followers, &follower{Runner: r, p: p, source: sources[p.Stream()], hurry: make(chan struct{}, 1), state: Starting, moved: make(chan struct{})})
 	}
 	return r
 }
@@ -98,12 +105,15 @@ func newRunner(l *ledger.Ledger, pool *pgxpool.Pool, log *slog.Logger, all []Pro
 type follower struct {
 	*Runner
 	p      Projection
-	source *shared // of its stream
+	source *shared       // of its stream
+	hurry  chan struct{} // has room for one: wanted was raised
 
-	// mu guards what follows: the last place seen, whether this process moves
-	// it, and a channel that is closed and replaced at each change.
+	// mu guards what follows: the last place seen, the furthest that somebody has
+	// waited for, whether this process moves it, and a channel that is closed and
+	// replaced at each change.
 	mu      sync.Mutex
 	at      uint64
+	wanted  uint64
 	leading bool
 	state   string
 	err     error
@@ -468,6 +478,13 @@ func (r *Runner) Wait(ctx context.Context, name string, sequence uint64) error {
 	for {
 		f.mu.Lock()
 		at, leading, state, why, moved := f.at, f.leading, f.state, f.err, f.moved
+		if at < sequence && f.wanted < sequence {
+			f.wanted = sequence
+			select {
+			case f.hurry <- struct{}{}:
+			default:
+			}
+		}
 		f.mu.Unlock()
 		if at >= sequence {
 			return nil

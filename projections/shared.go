@@ -187,9 +187,9 @@ func (w *window) add(ctx context.Context, s *shared, records []events.Record) bo
 }
 
 // next is what comes after the last batch: up to most records, or what is there so
-// long after the first was. It is good until the next call. It is false when ctx has
-// ended, and when the follower has to read for itself.
-func (t *seat) next(ctx context.Context, most int, within time.Duration) ([]events.Record, bool) {
+// long after the first was, or when hurry has something. It is good until the next call.
+// It is false when ctx has ended, and when the follower has to read for itself.
+func (t *seat) next(ctx context.Context, most int, within time.Duration, hurry <-chan struct{}) ([]events.Record, bool) {
 	clear(t.batch) // which may hold pages that nobody needs any more
 	waited := within <= 0
 	for {
@@ -210,18 +210,22 @@ func (t *seat) next(ctx context.Context, most int, within time.Duration) ([]even
 		if ended {
 			return nil, false
 		}
-		if there > 0 {
-			if !wait(ctx, within) {
+		if there == 0 {
+			select {
+			case <-moved:
+			case <-ctx.Done():
 				return nil, false
 			}
-			waited = true
 			continue
 		}
+		timer := time.NewTimer(within)
 		select {
-		case <-moved:
+		case <-timer.C:
+		case <-hurry:
 		case <-ctx.Done():
-			return nil, false
 		}
+		timer.Stop()
+		waited = true
 	}
 }
 
@@ -260,6 +264,13 @@ func (t *seat) take(most int) {
 	t.at = t.batch[len(t.batch)-1].Sequence
 }
 
+// isAwaited says whether somebody waits for what comes after a position.
+func (f *follower) isAwaited(at uint64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.wanted > at
+}
+
 // records yields batches of what comes after a position, from the shared reader where
 // it can. A batch is good until the next one is asked for. It ends with an error, or
 // when ctx does.
@@ -279,8 +290,18 @@ func (f *follower) records(ctx context.Context, at uint64) iter.Seq2[[]events.Re
 			t = f.source.join(ctx, at, true)
 		}
 		for {
+			last := 0 // records of the batch before
 			for t != nil {
-				batch, ok := t.next(ctx, batchRecords, batchWithin)
+				select {
+				case <-f.hurry: // for a batch that was taken before
+				default:
+				}
+				within := batchWithin
+				if last >= busyRecords && !f.isAwaited(at) {
+					within = f.busy
+				}
+				batch, ok := t.next(ctx, batchRecords, within, f.hurry)
+				last = len(batch)
 				if ok && yield(batch, nil) {
 					at = batch[len(batch)-1].Sequence
 					continue

@@ -74,7 +74,7 @@ func TestSeats(t *testing.T) {
 				f = first
 			}
 			most := rapid.IntRange(1, 9).Draw(rt, "most")
-			batch, ok := f.seat.next(ctx, most, 0)
+			batch, ok := f.seat.next(ctx, most, 0, nil)
 			if !ok {
 				if f == first {
 					rt.Fatal("the fastest is behind")
@@ -108,7 +108,7 @@ func TestSeats(t *testing.T) {
 				continue
 			}
 			if f == first {
-				if _, ok := f.seat.next(ctx, 1, 0); ok {
+				if _, ok := f.seat.next(ctx, 1, 0, nil); ok {
 					rt.Fatal("there is more after the end")
 				}
 			}
@@ -198,4 +198,50 @@ func TestOneReader(t *testing.T) {
 	cancel()
 	all.Wait()
 	consumers(t, js, events.Usage, 0)
+}
+
+// Where much comes, batches wait for more; but not while somebody waits for them.
+func TestAwaitedWhileBusy(t *testing.T) {
+	l, pool := openLedger(t), database(t)
+	r := newRunner(l, pool, slog.New(slog.DiscardHandler), []Projection{Usage{}})
+	r.busy = time.Hour
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	all.Go(func() { r.Run(ctx) })
+	defer all.Wait()
+	defer cancel()
+	w := newWriter(t, l)
+	var page []events.Envelope
+	for i := range busyRecords {
+		page = append(page, use(fmt.Sprintf("key_%04d", i), start, new(200)))
+	}
+	for range 5 {
+		w.page(page...)
+		if err := r.Wait(ctx, Usage{}.Name(), w.usage); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := w.usage
+	w.page(page...)
+	w.page(page...)
+	f := r.followers[0]
+	for read := false; !read; {
+		f.source.mu.Lock()
+		moved := f.source.now.moved
+		read = f.source.now.next > w.usage
+		f.source.mu.Unlock()
+		if !read {
+			<-moved
+		}
+	}
+	if at := f.position(); at != before {
+		t.Errorf("it went from %d to %d and did not wait for more", before, at)
+	}
+	if err := r.Wait(ctx, Usage{}.Name(), before+1); err != nil {
+		t.Fatal(err)
+	}
+	if at := f.position(); at != w.usage {
+		t.Errorf("the batch went to %d, both pages to %d", at, w.usage)
+	}
 }
