@@ -313,6 +313,10 @@ func (a *API) reading(ctx context.Context, what string, asked map[string]string,
 	if filter["key"] != "…" {
 		e.Key = filter["key"]
 	}
+	// What is asked about a key is about its owner and its keyspace.
+	if k := a.Ring.Key(e.Key); k != nil && e.Keyspace+e.Owner == "" {
+		e.Keyspace, e.Owner = k.Keyspace, k.Owner
+	}
 	if reach := c.authority.Reach; reach != nil {
 		e.Keyspace, e.Owner = reach.Keyspace, reach.Owner
 	}

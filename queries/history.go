@@ -17,10 +17,11 @@ type HistoryEntry struct {
 	What  string      `json:"what"` // created, rotated, …, a code, expired, grace over
 	From  events.Time `json:"from"`
 	Until events.Time `json:"until"` // the same as from, but for sums
-	Count int64       `json:"count"` // of a sum, or of what is missing in a gap; 0: nobody knows
+	Count int64       `json:"count"` // of a sum, of what is missing in a gap (0: nobody knows), or of events that were read
 
 	Act       *Act            `json:"act,omitempty"`       // of a fact or an act
 	Reason    string          `json:"reason,omitempty"`    // that was given for it
+	Asked     string          `json:"asked,omitempty"`     // what of the log somebody read: events, export, bundle, …
 	Current   int64           `json:"current,omitempty"`   // uses of the current secret of their time
 	Previous  int64           `json:"previous,omitempty"`  // uses of a previous one
 	Endpoints []EndpointCount `json:"endpoints,omitempty"` // the most frequent of a sum
@@ -199,6 +200,9 @@ func (h *history) add(r *events.Record) {
 	default:
 		act := actOf(r)
 		x := HistoryEntry{Kind: "act", What: e.Type, From: e.Time, Until: e.Time, Act: &act}
+		if read, ok := e.Data.(events.AuditRead); ok {
+			x.Asked, x.Count = read.What, read.Count
+		}
 		if r.Stream == events.Ledger {
 			was := h.state
 			h.state = domain.Evolve(was, *r)

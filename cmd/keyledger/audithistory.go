@@ -20,6 +20,7 @@ type entryView struct {
 	Count     int64          `json:"count"`
 	Act       *actView       `json:"act"`
 	Reason    string         `json:"reason"`
+	Asked     string         `json:"asked"`
 	Previous  int64          `json:"previous"`
 	Endpoints []endpointView `json:"endpoints"`
 }
@@ -110,6 +111,9 @@ func (a *app) entryRow(e entryView) []string {
 		for _, c := range v.Changes {
 			detail = append(detail, changeText(c))
 		}
+	}
+	if e.Asked != "" {
+		detail = append(detail, e.Asked)
 	}
 	if e.Reason != "" && e.What != "revoked" { // which has it as a field
 		detail = append(detail, "reason: "+e.Reason)

@@ -23,53 +23,90 @@ import (
 // The README's tour is run line by line against a server of its own. Its
 // output is what is printed, with … for what differs from run to run.
 func TestReadme(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	contextFile := filepath.Join(dir, "context.json")
+	newTour(t).follow("../../README.md")
+}
+
+// tour is a shell beside a server of its own, as somebody who reads a page has it.
+type tour struct {
+	t   *testing.T
+	dir string
+	env []string
+}
+
+func newTour(t *testing.T) *tour {
+	t.Helper()
+	tr := &tour{t: t, dir: t.TempDir()}
+	contextFile := filepath.Join(tr.dir, "context.json")
 	exe, err := exec.LookPath("keyledger")
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := testenv.Start(t, []string{"KEYLEDGER_CONTEXT=" + contextFile, "HOME=" + dir}, exe, "dev",
-		"--state-dir", filepath.Join(dir, "state"), "--listen", "127.0.0.1:0", "--gateway-listen", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0")
+	home := []string{"KEYLEDGER_CONTEXT=" + contextFile, "HOME=" + tr.dir, "XDG_STATE_HOME="}
+	server := testenv.Start(t, home, exe, "dev", "--listen", "127.0.0.1:0", "--gateway-listen", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0")
 	server.WaitOutput("Ctrl-C stops it.", time.Minute)
+	t.Cleanup(func() {
+		if err := server.Interrupt(20 * time.Second); err != nil {
+			t.Error(err)
+		}
+	})
 	c, err := ReadContext(contextFile)
 	if err != nil {
 		t.Fatal(err)
 	}
+	tools, err := filepath.Abs("../../tools")
+	if err == nil {
+		err = os.Symlink(tools, filepath.Join(tr.dir, "tools"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr.env = append(append(os.Environ(), home...), "GATEWAY="+c.GatewayURL, "PYTHONDONTWRITEBYTECODE=1")
+	return tr
+}
+
+// follow runs all commands of a page's tour in one shell, and then more, and compares
+// what the tour prints with the page. What follows answers for more is the second result.
+func (tr *tour) follow(page string, more ...string) (rest string) {
+	t := tr.t
+	t.Helper()
+	text, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var script, want strings.Builder
-	for _, block := range regexp.MustCompile("(?s)<!-- tour -->\n```console\n(.*?)```").FindAllSubmatch(readme, -1) {
+	for _, block := range regexp.MustCompile("(?s)<!-- tour -->\n```console\n(.*?)```").FindAllSubmatch(text, -1) {
 		want.Write(block[1])
 		for line := range strings.Lines(string(block[1])) {
 			if command, ok := strings.CutPrefix(line, "$ "); ok {
-				// Each command is echoed as the README shows it.
+				// Each command is echoed as the page shows it.
 				// An answer may lack its last newline; the next command does not.
 				fmt.Fprintf(&script, "cat <<'TOUR'\n%sTOUR\n{ %s; } > out; cat out; [ -z \"$(tail -c 1 out)\" ] || echo\n", line, strings.TrimSuffix(command, "\n"))
 			}
 		}
 	}
 	if want.Len() == 0 {
-		t.Fatal("the README has no tour")
+		t.Fatalf("%s has no tour", page)
+	}
+	const end = "The tour is over.\n"
+	fmt.Fprintf(&script, "printf '%s'\n", end)
+	for _, line := range more {
+		script.WriteString(line + "\n")
 	}
 	sh := exec.CommandContext(t.Context(), "sh", "-e")
 	sh.Stdin = strings.NewReader(script.String())
-	sh.Dir = dir
-	sh.Env = append(os.Environ(), "KEYLEDGER_CONTEXT="+contextFile, "GATEWAY="+c.GatewayURL, "HOME="+dir)
+	sh.Dir = tr.dir
+	sh.Env = tr.env
 	var said bytes.Buffer
 	sh.Stderr = &said
 	out, err := sh.Output()
 	if err != nil {
 		t.Fatalf("the tour ends with %v: %s\n%s", err, said.String(), out)
 	}
-	if d := cmp.Diff(plain(want.String()), plain(string(out))); d != "" {
-		t.Errorf("the README shows something else than is printed (-README +now):\n%s", d)
+	got, rest, _ := strings.Cut(string(out), end)
+	if d := cmp.Diff(plain(want.String()), plain(got)); d != "" {
+		t.Errorf("%s shows something else than is printed (-page +now):\n%s", page, d)
 	}
-	if err := server.Interrupt(20 * time.Second); err != nil {
-		t.Error(err)
-	}
+	return rest
 }
 
 // plain replaces what differs from run to run, and what the README leaves out.
@@ -78,8 +115,14 @@ func plain(s string) string {
 		{`\d{4}-\d\d-\d\dT[\d:.]+Z`, "…"},
 		{`(key|req|dec|evt)_[0-9a-f-]{36}`, "${1}_…"},
 		{`127\.0\.0\.1:\d+`, "127.0.0.1:…"},
-		{`(LEDGER|USAGE|FEED) [\d/]+`, "$1 …"},
-		{`[0-9a-f]{64}`, "…"},
+		{`(LEDGER|USAGE|FEED|OPS)( sequence)? [\d/]+(, \d+)*`, "$1$2 …"},
+		{`(USAGE|OPS)\t\d+\t`, "$1\t…\t"},
+		{`dec_[0-9a-v]{52}`, "dec_…"},
+		{`keyledger-[0-9a-f]{16}(\+[0-9a-f]{8})?`, "keyledger-…"},
+		{`(pb_live_)\w{4}\.\.\.\w{4}`, "$1…"},
+		{`[0-9a-f]{64}|[A-Za-z0-9+/]{43}=`, "…"},
+		{`node\t.*`, "node\t…"},
+		{`of (the stream's )?\d+ events`, "of ${1}… events"},
 	} {
 		s = regexp.MustCompile(r[0]).ReplaceAllString(s, r[1])
 	}
