@@ -117,6 +117,7 @@ func plain(s string) string {
 		{`127\.0\.0\.1:\d+`, "127.0.0.1:…"},
 		{`(LEDGER|USAGE|FEED|OPS)( sequence)? [\d/]+(, \d+)*`, "$1$2 …"},
 		{`(USAGE|OPS)\t\d+\t`, "$1\t…\t"},
+		{`USAGE\t\d+ of`, "USAGE\t… of"}, // refusals are recorded by the second
 		{`dec_[0-9a-v]{52}`, "dec_…"},
 		{`keyledger-[0-9a-f]{16}(\+[0-9a-f]{8})?`, "keyledger-…"},
 		{`(pb_live_)\w{4}\.\.\.\w{4}`, "$1…"},
