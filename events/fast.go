@@ -407,9 +407,10 @@ func (s *scan) fold() (f Fold) {
 	return f
 }
 
-// scanEnvelope is false for what it does not know, whether or not it is a fact.
-func scanEnvelope(body []byte) (e Envelope, ok bool) {
-	s := &scan{b: string(body)}
+// scanEnvelope is false for what it does not know, whether or not it is a fact. Text
+// is body as a string, of which the strings of the fact are parts.
+func scanEnvelope(body []byte, text string) (e Envelope, ok bool) {
+	s := &scan{b: text}
 	s.lit(`{"id":`)
 	e.ID = s.string()
 	s.lit(`,"type":`)

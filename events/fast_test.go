@@ -28,13 +28,16 @@ func FuzzFast(f *testing.F) {
 
 func agree(t *testing.T, body []byte) {
 	slow, err := decode(body)
-	if fast, ok := scanEnvelope(body); ok && err != nil {
+	if fast, ok := scanEnvelope(body, string(body)); ok && err != nil {
 		t.Fatalf("%q is read quickly, but slowly it is %v", body, err)
 	} else if ok && !reflect.DeepEqual(fast, slow) {
 		t.Fatalf("%q is\n%#v\nquickly, but\n%#v", body, fast, slow)
 	}
 	if err != nil {
 		return
+	}
+	if e, err := DecodeInPlace(body); err != nil || !reflect.DeepEqual(e, slow) {
+		t.Fatalf("%q is\n%#v, %v\nin place, but\n%#v", body, e, err, slow)
 	}
 	want, err := encode(slow)
 	if err != nil {
@@ -55,7 +58,7 @@ func TestFastIsUsed(t *testing.T) {
 		}
 		body = bytes.TrimSuffix(body, []byte("\n"))
 		agree(t, body)
-		if _, ok := scanEnvelope(body); !ok && !bytes.Contains(body, []byte(`\"`)) {
+		if _, ok := scanEnvelope(body, string(body)); !ok && !bytes.Contains(body, []byte(`\"`)) {
 			t.Errorf("%s is not read quickly", path)
 		}
 		// A bit flip anywhere is read alike, or refused alike.

@@ -14,7 +14,7 @@ import (
 
 const (
 	// Of the stored bytes that a shared reader keeps for those who are not yet there:
-	// of USAGE a second of 40,000 uses. Decoded, they take three times as much memory.
+	// of USAGE a second of 40,000 uses. Decoded, they take twice as much memory.
 	sharedUsageBytes = 24 << 20
 	sharedOtherBytes = 2 << 20
 

@@ -257,7 +257,7 @@ func decode(dst []events.Record, stream string, sequence uint64, subject string,
 }
 
 func decodeOne(stream string, sequence uint64, line int, subject string, body []byte) (events.Envelope, error) {
-	e, err := events.Decode(body)
+	e, err := events.DecodeInPlace(body) // a message is nobody else's
 	if _, ok := errors.AsType[*events.UnknownError](err); ok {
 		return e, fmt.Errorf("%s at sequence %d, line %d: %w", stream, sequence, line, err)
 	}
