@@ -52,8 +52,10 @@ type nodeConfig struct {
 	Signs      bool          // it signs the audit log
 	LogPolicy  *audit.Policy // whose cosignatures the audit log takes; nil: nobody's
 	LogDir     string        // where the audit log is published; empty: nowhere
-	OnKeyspace func(*domain.Keyspace)
-	Stale      time.Duration
+	// LogHashesOnly publishes it without the texts of leaves.
+	LogHashesOnly bool
+	OnKeyspace    func(*domain.Keyspace)
+	Stale         time.Duration
 
 	UsageRetention time.Duration // how long uses stay in USAGE; 0: for ever
 
@@ -167,7 +169,7 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		n.follow("feed", func() error { return feed.Run(followers) })
 		if c.Signs {
 			if n.log, err = merkle.Open(ctx, merkle.Options{Ledger: n.ledger, Pool: c.Pool, JetStream: js, Master: c.Master,
-				Replicas: c.Replicas, Dir: c.LogDir, Policy: c.LogPolicy, Node: c.Name, Log: c.Log}); err != nil {
+				Replicas: c.Replicas, Dir: c.LogDir, NoEntries: c.LogHashesOnly, Policy: c.LogPolicy, Node: c.Name, Log: c.Log}); err != nil {
 				return nil, err
 			}
 			n.follow("audit log", func() error { return n.log.Run(followers) })

@@ -176,7 +176,7 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 				return err
 			}
 		}
-		c.LogDir = s.LogDir
+		c.LogDir, c.LogHashesOnly = s.LogDir, s.LogHashesOnly
 	}
 	if records := program == "serve" || program == "gateway"; records || s.StateDir != "" {
 		dir, err := s.openStateDir(program, master)

@@ -61,12 +61,16 @@ type settings struct {
 	// remembers.
 	StateDir string `yaml:"state_dir"`
 
-	// LogDir is where serve publishes the audit log: checkpoints and tiles as
+	// LogDir is where serve publishes the audit log: checkpoints, tiles and entries as
 	// C2SP tlog-tiles lays them out, for auditors and as a memory of what was
 	// signed outside NATS and PostgreSQL. Several processes may share it, each
 	// may have its own. Default: log in a state_dir that was named, else nowhere.
 	// none: nowhere.
 	LogDir string `yaml:"log_dir"`
+
+	// LogHashesOnly leaves the texts of leaves out of LogDir: each names the owner and
+	// the key that an event is about. Witnesses need none.
+	LogHashesOnly bool `yaml:"log_hashes_only"`
 
 	// LogPolicy is a file that says which witnesses the audit log is cosigned by, in
 	// Sigsum's format with C2SP verifier keys: their signatures are taken and shown
@@ -145,6 +149,7 @@ var flagged = []struct{ path, usage string }{
 	{"node", "name to record uses under"},
 	{"state_dir", "directory for what this process remembers, or none"},
 	{"log_dir", "directory to publish the audit log in, or none"},
+	{"log_hashes_only", "publish hashes alone, without the leaves' texts (true)"},
 	{"log_policy", "file that names the witnesses of the audit log"},
 	{"master_key_file", "file with the key that personal data is sealed under"},
 	{"nats.url", "NATS servers, separated by commas"},

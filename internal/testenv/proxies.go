@@ -49,9 +49,26 @@ func Caddy(t testing.TB) (path string) {
 	return path
 }
 
-var builtCaddy = sync.OnceValues(func() (string, error) {
+// TLogTiles builds a client of C2SP tlog-tiles that other people wrote, of the version
+// that tlogtiles/go.mod names, once into the user's cache, and answers where it is.
+func TLogTiles(t testing.TB) (path string) {
+	t.Helper()
+	path, err := builtTLogTiles()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var (
+	builtCaddy     = sync.OnceValues(func() (string, error) { return builtModule("caddy") })
+	builtTLogTiles = sync.OnceValues(func() (string, error) { return builtModule("tlogtiles") })
+)
+
+// builtModule builds the program of a module that stands beside this file.
+func builtModule(name string) (string, error) {
 	_, here, _, _ := runtime.Caller(0)
-	source := filepath.Join(filepath.Dir(here), "caddy")
+	source := filepath.Join(filepath.Dir(here), name)
 	version := sha256.New()
 	for _, name := range []string{"go.mod", "go.sum", "main.go"} {
 		b, err := os.ReadFile(filepath.Join(source, name))
@@ -61,17 +78,17 @@ var builtCaddy = sync.OnceValues(func() (string, error) {
 		version.Write(b)
 	}
 	version.Write([]byte(runtime.Version()))
-	dir, err := once("caddy-"+hex.EncodeToString(version.Sum(nil)[:8]), func(dir string) error {
-		build := exec.Command("go", "build", "-ldflags=-s -w", "-o", filepath.Join(dir, "caddy"), ".")
+	dir, err := once(name+"-"+hex.EncodeToString(version.Sum(nil)[:8]), func(dir string) error {
+		build := exec.Command("go", "build", "-ldflags=-s -w", "-o", filepath.Join(dir, name), ".")
 		build.Dir = source
 		build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 		if out, err := build.CombinedOutput(); err != nil {
-			return fmt.Errorf("build Caddy in %s: %w\n%s", source, err, out)
+			return fmt.Errorf("build %s: %w\n%s", source, err, out)
 		}
 		return nil
 	})
-	return filepath.Join(dir, "caddy"), err
-})
+	return filepath.Join(dir, name), err
+}
 
 var unpackedNginx = sync.OnceValues(func() (string, error) {
 	return once("nginx", func(dir string) error {

@@ -110,6 +110,7 @@ func (l *Log) Cosign(ctx context.Context, stream string, given []byte) ([]byte, 
 		} else if err != nil {
 			return nil, fmt.Errorf("store a cosignature of %s in the bucket %s: %w", stream, Bucket, err)
 		}
+		l.cosignedHere.Store(true)
 		return merged, nil
 	}
 }

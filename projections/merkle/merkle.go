@@ -47,6 +47,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -67,7 +68,8 @@ type Options struct {
 	JetStream jetstream.JetStream
 	Master    seal.Master
 	Replicas  int           // of the bucket: 1 (also for 0) or 3
-	Dir       string        // where checkpoints and tiles are published; empty: nowhere
+	Dir       string        // where checkpoints, tiles and entries are published; empty: nowhere
+	NoEntries bool          // entries, which name owners and keys, are not published
 	Node      string        // of this process, for events
 	Policy    *audit.Policy // whose cosignatures are taken and asked for; nil: nobody's
 
@@ -84,6 +86,8 @@ type Log struct {
 
 	keyed     sync.Mutex // held while the log's keys are read or changed
 	publisher chan struct{}
+
+	cosignedHere atomic.Bool // a cosignature was taken that is not published yet
 
 	mu     sync.Mutex // guards what follows
 	keys   []logKey   // newest first; none: they are in doubt

@@ -213,50 +213,15 @@ func (l *Log) Tile(ctx context.Context, stream string, t tlog.Tile) ([]byte, err
 		return nil, fmt.Errorf("%s of %s, whose signed tree has %d leaves: %w", TilePath(t), stream, signed.Size, ledger.ErrNotFound)
 	}
 	if t.L < 0 {
-		return l.entries(ctx, stream, t)
+		bundles, err := l.bundles(ctx, stream, []tlog.Tile{t})
+		if err != nil {
+			return nil, err
+		}
+		return bundles[0], nil
 	}
 	data, err := l.TileReader(ctx, stream).ReadTiles([]tlog.Tile{t})
 	if err != nil {
 		return nil, err
 	}
 	return data[0], nil
-}
-
-// entries is a bundle of leaves as C2SP tlog-tiles has it: the text of each behind
-// its length in two bytes. The leaves are made from the stream and compared with
-// the tree.
-func (l *Log) entries(ctx context.Context, stream string, t tlog.Tile) ([]byte, error) {
-	r, err := l.run(ctx, stream, t.N)
-	if err != nil {
-		return nil, err
-	}
-	first, last := uint64(r.firstSequence), uint64(r.firstSequence)
-	if err := r.each(func(sequence uint64, _, _ int64) bool { last = sequence; return true }); err != nil {
-		return nil, err
-	}
-	hashes, err := l.TileReader(ctx, stream).ReadTiles([]tlog.Tile{{H: tileHeight, N: t.N, W: t.W}})
-	if err != nil {
-		return nil, err
-	}
-	var bundle []byte
-	n := 0
-	for record, err := range l.o.Ledger.Read(ctx, stream, first, last) {
-		if err != nil {
-			return nil, err
-		}
-		if record.Sequence == first && int64(record.Line) < r.firstLine {
-			continue
-		}
-		leaf := audit.LeafOf(&record)
-		hash := leaf.Hash()
-		if string(hash[:]) != string(hashes[0][n*tlog.HashSize:(n+1)*tlog.HashSize]) {
-			return nil, fmt.Errorf("%s: %w", leaf.Place, ErrAltered)
-		}
-		text := leaf.Append(nil)
-		bundle = append(binary.BigEndian.AppendUint16(bundle, uint16(len(text))), text...)
-		if n++; n == t.W {
-			return bundle, nil
-		}
-	}
-	return nil, fmt.Errorf("%s has only %d of its %d events, the others were pruned: %w", TilePath(t), n, t.W, ledger.ErrNotFound)
 }

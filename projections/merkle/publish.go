@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/gofrs/flock"
 	"golang.org/x/mod/sumdb/tlog"
@@ -20,12 +21,18 @@ import (
 // caught up: 2 MiB.
 const tilesAtOnce = 256
 
+const (
+	checkpointName = "checkpoint"
+	cosignedName   = "checkpoint.cosigned"
+	cosignedLook   = 2 * time.Second // between looks at what witnesses have signed elsewhere
+)
+
 // published is the checkpoint in the directory as it is, or nil.
 func (l *Log) published(stream string) ([]byte, error) {
 	if l.o.Dir == "" {
 		return nil, nil
 	}
-	b, err := os.ReadFile(filepath.Join(l.o.Dir, strings.ToLower(stream), "checkpoint"))
+	b, err := os.ReadFile(filepath.Join(l.o.Dir, strings.ToLower(stream), checkpointName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -49,27 +56,43 @@ func (l *Log) publishAll(ctx context.Context) {
 	if l.o.Dir == "" {
 		return
 	}
-	done := map[string]*entry{}
+	type state struct {
+		*entry
+		cosigned uint64 // revision in the bucket
+	}
+	done := map[string]state{}
+	var asked time.Time // for cosignatures
 	for {
 		select {
 		case <-l.publisher:
 		case <-ctx.Done():
 			return
 		}
+		ask := l.o.Policy != nil && (l.cosignedHere.Swap(false) || time.Since(asked) >= cosignedLook)
+		if ask {
+			asked = time.Now()
+		}
 		for _, stream := range audit.Streams {
 			l.mu.Lock()
 			s := l.shown[stream]
 			e, doubt := s.entry, s.doubt
 			l.mu.Unlock()
-			if e == nil || doubt != nil || l.Key() == "" || done[stream] == e {
+			if e == nil || doubt != nil || l.Key() == "" || !ask && done[stream].entry == e {
 				continue
 			}
-			err := l.publish(ctx, stream, e)
+			var list []cosigned
+			var revision uint64
+			var err error
+			if l.o.Policy != nil {
+				list, revision, err = l.readCosigned(ctx, stream)
+			}
+			if now := (state{e, revision}); err == nil && done[stream] != now {
+				if err = l.publish(ctx, stream, e, list); err == nil {
+					done[stream] = now
+				}
+			}
 			if ctx.Err() != nil {
 				return
-			}
-			if err == nil {
-				done[stream] = e
 			}
 			l.mu.Lock()
 			had := s.publish
@@ -84,10 +107,11 @@ func (l *Log) publishAll(ctx context.Context) {
 	}
 }
 
-// publish brings the directory of a stream to a checkpoint: first its tiles, then,
-// when they are on disk, the checkpoint. Several processes may share a directory;
-// it never goes back.
-func (l *Log) publish(ctx context.Context, stream string, e *entry) error {
+// publish brings the directory of a stream to a checkpoint: first its tiles and
+// entries, then, when they are on disk, the checkpoint with the cosignatures that it
+// has, and the newest one that has all that the policy asks for. Several processes may
+// share a directory; it never goes back.
+func (l *Log) publish(ctx context.Context, stream string, e *entry, list []cosigned) error {
 	dir := filepath.Join(l.o.Dir, strings.ToLower(stream))
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -101,9 +125,15 @@ func (l *Log) publish(ctx context.Context, stream string, e *entry) error {
 	if err != nil {
 		return err
 	}
+	shown := e.Note
+	for _, x := range list {
+		if strings.HasPrefix(x.Note, e.Text()+"\n") {
+			shown = []byte(x.Note)
+		}
+	}
 	from := int64(0)
 	if old != nil {
-		if old.Size > e.Size || string(old.Note) == string(e.Note) {
+		if old.Size > e.Size {
 			return nil
 		}
 		from = old.Size
@@ -121,7 +151,43 @@ func (l *Log) publish(ctx context.Context, stream string, e *entry) error {
 			return err
 		}
 	}
-	return replaceFile(dir, "checkpoint", e.Note)
+	if !l.o.NoEntries {
+		if err := l.publishEntries(ctx, stream, dir, e.Size); err != nil {
+			return err
+		}
+	}
+	if old == nil || string(old.Note) != string(shown) {
+		if err := replaceFile(dir, checkpointName, shown); err != nil {
+			return err
+		}
+	}
+	return l.publishCosigned(stream, dir, e.Size, list)
+}
+
+// publishCosigned leaves the newest checkpoint that has all cosignatures that the policy
+// asks for beside the newest, which witnesses have not seen yet.
+func (l *Log) publishCosigned(stream, dir string, size int64, list []cosigned) error {
+	if l.o.Policy == nil {
+		return nil
+	}
+	var old *entry
+	b, err := os.ReadFile(filepath.Join(dir, cosignedName))
+	if err == nil {
+		old, _ = l.open(stream, "the published directory", b) // else it is written again
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, x := range slices.Backward(list) {
+		n, err := l.open(stream, "a witness", []byte(x.Note))
+		if err != nil || n.Size > size || !l.o.Policy.Satisfied([]byte(x.Note)) {
+			continue
+		}
+		if old != nil && (old.Size > n.Size || string(old.Note) == x.Note) {
+			return nil
+		}
+		return replaceFile(dir, cosignedName, []byte(x.Note))
+	}
+	return nil
 }
 
 // publishKeys leaves the verifier keys in the directory, newest first, one a line.
