@@ -29,15 +29,18 @@ import (
 type Audit struct {
 	ledger *ledger.Ledger
 	index  *projections.Index // nil: none
+
+	// reading is [ledger.Ledger.Read].
+	reading func(ctx context.Context, stream string, from, to uint64, subjects ...string) iter.Seq2[events.Record, error]
 }
 
 // NewAudit reads from an open ledger.
-func NewAudit(l *ledger.Ledger) *Audit { return &Audit{ledger: l} }
+func NewAudit(l *ledger.Ledger) *Audit { return &Audit{ledger: l, reading: l.Read} }
 
 // Indexed asks an index where in USAGE to look, and reads from the stream what the
 // index does not know yet, or all of it where it cannot be asked. What is answered
 // is the same without it.
-func (a *Audit) Indexed(x *projections.Index) *Audit { return &Audit{a.ledger, x} }
+func (a *Audit) Indexed(x *projections.Index) *Audit { return &Audit{a.ledger, x, a.reading} }
 
 // Opener opens sealed personal data; [seal.Keys] is one.
 type Opener interface {
@@ -333,7 +336,7 @@ type step struct {
 // read takes a stream as it is.
 func (q *query) read(ctx context.Context, stream string, from, to uint64) iter.Seq2[step, error] {
 	return func(yield func(step, error) bool) {
-		for r, err := range q.ledger.Read(ctx, stream, from, to, q.subjects(stream)...) {
+		for r, err := range q.reading(ctx, stream, from, to, q.subjects(stream)...) {
 			if !yield(step{record: r, work: 1}, err) {
 				return
 			}
