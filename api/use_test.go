@@ -18,6 +18,7 @@ import (
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/testenv/check"
 )
 
@@ -418,7 +419,7 @@ func TestReadModels(t *testing.T) {
 		}
 	}
 	s.refused(s.do("POST", "/v1/projections/none/rebuild", s.root, ""), 404, "PROJECTION_NOT_FOUND")
-	check.Ledger(t, check.Subject{Conn: s.conn, Pool: s.pool, Secrets: *s.secrets, Log: s.log.String()})
+	check.Ledger(t, check.Subject{Conn: s.conn, Pool: s.pool, Master: &seal.Master{1}, Secrets: *s.secrets, Log: s.log.String()})
 }
 
 // Without PostgreSQL lists say when to ask again, and everything else goes on.

@@ -112,7 +112,7 @@ func newWorld(t testing.TB, routes []gateway.Route) *world {
 	t.Cleanup(pool.Close)
 	_, err = migrations.Up(t.Context(), pool)
 	w.ok(err)
-	ring, runner := keyring.New(), projections.New(l, pool, log)
+	ring, runner := keyring.New(), projections.New(l, pool, log, projections.Addresses{Keys: sealed})
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -201,7 +201,7 @@ func newWorld(t testing.TB, routes []gateway.Route) *world {
 		w.mu.Lock()
 		log := w.log.String()
 		w.mu.Unlock()
-		check.Ledger(t, check.Subject{Conn: nc, Pool: pool, Secrets: w.secrets, Log: log})
+		check.Ledger(t, check.Subject{Conn: nc, Pool: pool, Master: &seal.Master{1}, Secrets: w.secrets, Log: log})
 	})
 
 	made, err := cmds.CreateRootKey(t.Context(), commands.Request{Authority: domain.System("test"), Via: "test"}, domain.CreateKey{Name: "first", Role: domain.Operator})

@@ -296,7 +296,7 @@ func newDev(t testing.TB, state string, env ...string) *dev {
 	ports := freePorts(t, 3)
 	d := &dev{state: state, context: filepath.Join(t.TempDir(), "context.json")}
 	at := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
-	d.service = &service{t: t, seen: &journal{}, url: "http://" + at(0), ready: "Ctrl-C stops it.",
+	d.service = &service{t: t, seen: &journal{master: filepath.Join(state, "master.key")}, url: "http://" + at(0), ready: "Ctrl-C stops it.",
 		env:  append(env, "KEYLEDGER_CONTEXT="+d.context),
 		args: []string{"dev", "--no-sample", "--state-dir", state, "--listen", at(0), "--gateway-listen", at(1), "--nats-listen", at(2)}}
 	return d

@@ -30,6 +30,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
 
+	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/testenv"
 	"github.com/keyledger/keyledger/internal/testenv/check"
 )
@@ -157,6 +158,8 @@ type journal struct {
 	mu      sync.Mutex // guards what follows
 	secrets []string
 	logs    []*testenv.Process
+
+	master string // file of the master key
 }
 
 func (j *journal) secret(s string) {
@@ -186,7 +189,7 @@ func (j *journal) all() (secrets []string, log string) {
 func newStage(t testing.TB, natsURL, postgres string, settings ...string) *stage {
 	t.Helper()
 	dir := t.TempDir()
-	s := &stage{t: t, nats: natsURL, postgres: postgres, config: filepath.Join(dir, "keyledger.yaml"), seen: &journal{}}
+	s := &stage{t: t, nats: natsURL, postgres: postgres, config: filepath.Join(dir, "keyledger.yaml"), seen: &journal{master: filepath.Join(dir, "master.key")}}
 	writeFile(t, s.config, fmt.Sprintf("master_key_file: %q\nstate_dir: %q\npostgres: {url: %q}\nnats: {%s}\n",
 		filepath.Join(dir, "master.key"), filepath.Join(dir, "state"), postgres, strings.Join(append(settings, fmt.Sprintf("url: %q", natsURL)), ", ")))
 	rootFile := filepath.Join(dir, "root.key")
@@ -439,5 +442,9 @@ func invariants(t testing.TB, natsURL, postgres string, replicas int, seen *jour
 		rand.Shuffle(len(secrets), func(i, j int) { secrets[i], secrets[j] = secrets[j], secrets[i] })
 		secrets = secrets[:50]
 	}
-	check.Ledger(t, check.Subject{Conn: conn, Replicas: replicas, Pool: pool, Feed: true, Secrets: secrets, Log: log})
+	master, err := seal.LoadMaster(seen.master)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check.Ledger(t, check.Subject{Conn: conn, Replicas: replicas, Pool: pool, Master: &master, Feed: true, Secrets: secrets, Log: log})
 }

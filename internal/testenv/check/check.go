@@ -15,9 +15,11 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/keyring"
 )
@@ -28,6 +30,7 @@ type Subject struct {
 	Conn     *nats.Conn
 	Replicas int
 	Pool     *pgxpool.Pool // nil: no read models
+	Master   *seal.Master  // with Pool: what is made of personal data is compared too; nil: it is not
 	Feed     bool          // FEED must hold every fact that held
 	Secrets  []string      // that were answered in this test
 	Log      string        // all that was logged
@@ -156,8 +159,21 @@ func (s Subject) feed(ctx context.Context, t testing.TB, l *ledger.Ledger, held 
 
 func (s Subject) projections(ctx context.Context, t testing.TB, l *ledger.Ledger) {
 	t.Helper()
-	runner := projections.New(l, s.Pool, nil)
-	for _, p := range projections.All() {
+	all, more := projections.All(), []projections.Projection(nil)
+	if s.Master != nil {
+		js, err := jetstream.New(s.Conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys, err := seal.Open(ctx, js, *s.Master, max(s.Replicas, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer keys.Close()
+		more = append(more, projections.Addresses{Keys: keys})
+	}
+	runner := projections.New(l, s.Pool, nil, more...)
+	for _, p := range append(all, more...) {
 		head, err := l.Head(ctx, p.Stream())
 		if err != nil {
 			t.Fatal(err)
