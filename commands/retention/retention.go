@@ -57,8 +57,9 @@ type Retention struct {
 
 	recorded func() // for tests: between a record and what it announces
 
-	mu   sync.Mutex // guards acts
+	mu   sync.Mutex // guards what follows
 	acts acts
+	kept uint64 // how far the fold goes that was last kept, or found
 }
 
 // By says who acts, and how.
@@ -77,6 +78,7 @@ func (by By) envelope(data events.Payload, now time.Time) events.Envelope {
 // acts are the fold of OPS up to a sequence.
 type acts struct {
 	at       uint64
+	id       string // of the event there
 	holds    []Hold // active ones, oldest first
 	pruned   events.UsagePruned
 	prunedAt uint64 // its sequence; 0: none
@@ -108,11 +110,17 @@ func (r *Retention) log() *slog.Logger {
 func (r *Retention) read(ctx context.Context) (acts, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.acts.at == 0 {
+		r.recall(ctx)
+	}
 	for rec, err := range r.Ledger.Read(ctx, events.Ops, r.acts.at+1, 0) {
 		if err != nil {
 			return acts{}, fmt.Errorf("read the acts in %s: %w", events.Ops, err)
 		}
 		r.acts.apply(&rec)
+	}
+	if r.acts.at >= r.kept+keepEvery {
+		r.keep(ctx)
 	}
 	a := r.acts
 	a.holds = append([]Hold(nil), a.holds...)
@@ -121,7 +129,7 @@ func (r *Retention) read(ctx context.Context) (acts, error) {
 }
 
 func (a *acts) apply(r *events.Record) {
-	a.at = r.Sequence
+	a.at, a.id = r.Sequence, r.Event.ID
 	switch d := r.Event.Data.(type) {
 	case events.HoldSet:
 		a.set(r, d)

@@ -43,7 +43,8 @@ func (l *Ledger) Prune(ctx context.Context, through uint64) (purged uint64, err 
 // USAGE one past the last recorded pruning. The retention command records first
 // and purges then, so that a crash in between, or of a server in the middle of
 // purging, leaves an earlier one. OPS is read only where what is known of it does
-// not reach a sequence that is asked for.
+// not reach a sequence that is asked for: from its end, in parts, as far back as
+// there is a pruning that does.
 func (l *Ledger) mayBegin(ctx context.Context, stream string, asked uint64) (uint64, error) {
 	if stream != events.Usage {
 		return 1, nil
@@ -55,13 +56,21 @@ func (l *Ledger) mayBegin(ctx context.Context, stream string, asked uint64) (uin
 		return begins, nil
 	}
 	begins = 1
-	for r, err := range l.Read(ctx, events.Ops, 1, 0, events.OpsSubject(events.Envelope{})) {
-		if err != nil {
-			return 0, err
+	rest, err := l.Head(ctx, events.Ops)
+	if err != nil {
+		return 0, err
+	}
+	for part := uint64(1000); rest > 0 && begins < asked; part *= 4 {
+		from := rest - min(part, rest) + 1
+		for r, err := range l.Read(ctx, events.Ops, from, rest, events.OpsSubject(events.Envelope{})) {
+			if err != nil {
+				return 0, err
+			}
+			if p, ok := r.Event.Data.(events.UsagePruned); ok && (p.Stream == stream || p.Stream == "") {
+				begins = max(begins, p.Through+1)
+			}
 		}
-		if p, ok := r.Event.Data.(events.UsagePruned); ok && (p.Stream == stream || p.Stream == "") {
-			begins = max(begins, p.Through+1)
-		}
+		rest = from - 1
 	}
 	l.mu.Lock()
 	l.begins = max(l.begins, begins)

@@ -169,5 +169,29 @@ func (k *Keys) Noted(ctx context.Context, what string) (bool, error) {
 	return true, nil
 }
 
+// Remember keeps in the bucket, sealed under the master key, what a process has
+// worked out of a stream, so that the next one need not read all of it again. What
+// was kept before under that name is replaced.
+func (k *Keys) Remember(ctx context.Context, what string, plain []byte) error {
+	if _, err := k.kv.Put(ctx, notePlace(what), sealBytes(k.master, plain, notePlace(what))); err != nil {
+		return fmt.Errorf("keep %s in the bucket %s: %w", what, Bucket, err)
+	}
+	return nil
+}
+
+// Remembered is what was kept last, or nil. It may be older than what was kept last
+// in truth, and the stream may be another one since: the reader MUST look whether it
+// fits. It fails with [ErrTampered] where somebody else wrote it.
+func (k *Keys) Remembered(ctx context.Context, what string) ([]byte, error) {
+	e, err := k.kv.Get(ctx, notePlace(what))
+	if errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %s from the bucket %s: %w", what, Bucket, err)
+	}
+	return unseal(k.master, e.Value(), notePlace(what))
+}
+
 // notePlace has one dot, so that it is no data key's.
 func notePlace(what string) string { return "note." + strings.ReplaceAll(what, " ", "-") }
