@@ -169,3 +169,42 @@ func BenchmarkLeaf(b *testing.B) {
 		l.Hash()
 	}
 }
+
+// A frontier has tlog's root at each size, and goes on from what it says of itself.
+func TestFrontier(t *testing.T) {
+	var f audit.Frontier
+	hashes := memory{}
+	for n := range int64(70) {
+		want, err := tlog.TreeHash(n, hashes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n > 0 && f.Root() != want || f.Size() != n {
+			t.Fatalf("with %d leaves its root is %s instead of %s", n, f.Root(), want)
+		}
+		again, err := audit.ParseFrontier(uint64(n), f.Root().String(), f.Texts())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f = again
+		leaf := tlog.RecordHash([]byte{byte(n)})
+		more, err := tlog.StoredHashesForRecordHash(n, leaf, hashes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hashes = append(hashes, more...)
+		f.Add(leaf)
+	}
+	if _, err := audit.ParseFrontier(6, f.Root().String(), f.Texts()); err == nil {
+		t.Error("a frontier of another size was taken")
+	}
+}
+
+type memory []tlog.Hash
+
+func (m memory) ReadHashes(indexes []int64) (list []tlog.Hash, err error) {
+	for _, i := range indexes {
+		list = append(list, m[i])
+	}
+	return list, nil
+}

@@ -101,14 +101,14 @@ func (r *Retention) prune(ctx context.Context, by By, x Pruning, progress func(d
 	if out.Through < out.First {
 		return out, nil
 	}
-	out.TreeSize, out.RootHash = tree.size, text(tree.root())
+	out.TreeSize, out.RootHash = uint64(tree.Size()), tree.Root().String()
 	if r.Tree != nil {
-		root, err := r.Tree(ctx, out.Through, tree.size)
+		root, err := r.Tree(ctx, out.Through, out.TreeSize)
 		if err != nil {
-			return out, fmt.Errorf("nothing is pruned: the signed tree over %s does not say what it is at %d leaves: %w", events.Usage, tree.size, err)
+			return out, fmt.Errorf("nothing is pruned: the signed tree over %s does not say what it is at %d leaves: %w", events.Usage, tree.Size(), err)
 		}
-		if root != tree.root() {
-			return out, fmt.Errorf("nothing is pruned: the tree over %s with %d leaves has root %s by the stream and %s by what is signed; see `keyledger audit verify`", events.Usage, tree.size, out.RootHash, text(root))
+		if root != tree.Root() {
+			return out, fmt.Errorf("nothing is pruned: the tree over %s with %d leaves has root %s by the stream and %s by what is signed; see `keyledger audit verify`", events.Usage, tree.Size(), out.RootHash, root)
 		}
 	}
 	if x.DryRun {
@@ -123,7 +123,7 @@ func (r *Retention) prune(ctx context.Context, by By, x Pruning, progress func(d
 		}
 		return by.envelope(events.UsagePruned{
 			Stream: events.Usage, Through: out.Through, Before: out.Before,
-			TreeSize: tree.size, RootHash: out.RootHash, Frontier: tree.texts(), Reason: x.Reason,
+			TreeSize: out.TreeSize, RootHash: out.RootHash, Frontier: tree.Texts(), Reason: x.Reason,
 		}, r.now()), nil
 	})
 	if err != nil {
@@ -148,14 +148,14 @@ func (r *Retention) purge(ctx context.Context, through uint64) (uint64, error) {
 }
 
 // frontier is the tree up to where USAGE begins.
-func (a *acts) frontier(first uint64) (frontier, error) {
+func (a *acts) frontier(first uint64) (audit.Frontier, error) {
 	if first == 1 {
-		return frontier{}, nil
+		return audit.Frontier{}, nil
 	}
 	if a.prunedAt == 0 || a.pruned.Through+1 != first {
-		return frontier{}, fmt.Errorf("%s begins at sequence %d, and the last pruning that is recorded went through %d: see the runbook begins-late", events.Usage, first, a.pruned.Through)
+		return audit.Frontier{}, fmt.Errorf("%s begins at sequence %d, and the last pruning that is recorded went through %d: see the runbook begins-late", events.Usage, first, a.pruned.Through)
 	}
-	f, err := readFrontier(a.pruned.TreeSize, a.pruned.RootHash, a.pruned.Frontier)
+	f, err := audit.ParseFrontier(a.pruned.TreeSize, a.pruned.RootHash, a.pruned.Frontier)
 	if err != nil {
 		return f, fmt.Errorf("the tree over %s cannot be continued from what %s %d says: %w", events.Usage, events.Ops, a.prunedAt, err)
 	}
@@ -164,16 +164,16 @@ func (a *acts) frontier(first uint64) (frontier, error) {
 
 // look reads what would go, continues the tree over it, and stops before the first
 // message with an event that a hold covers.
-func (r *Retention) look(ctx context.Context, holds []Hold, out *Pruned, tree *frontier, progress func(done, total uint64)) error {
+func (r *Retention) look(ctx context.Context, holds []Hold, out *Pruned, tree *audit.Frontier, progress func(done, total uint64)) error {
 	total := out.Through - out.First + 1
-	last, counted := tree.clone(), uint64(0) // at the end of the last whole message
+	last, counted := tree.Clone(), uint64(0) // at the end of the last whole message
 	at := out.First
 	for rec, err := range r.Ledger.Read(ctx, events.Usage, out.First, out.Through) {
 		if err != nil {
 			return err
 		}
 		if rec.Sequence != at {
-			last, counted, at = tree.clone(), out.Events, rec.Sequence
+			last, counted, at = tree.Clone(), out.Events, rec.Sequence
 			if at%1024 == 0 {
 				progress(at-out.First, total)
 			}
@@ -188,7 +188,7 @@ func (r *Retention) look(ctx context.Context, holds []Hold, out *Pruned, tree *f
 			break
 		}
 		leaf := audit.LeafOf(&rec)
-		tree.add(leaf.Hash())
+		tree.Add(leaf.Hash())
 		out.Events++
 	}
 	if out.Through >= out.First {

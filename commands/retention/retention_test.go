@@ -460,7 +460,7 @@ func TestPrune(t *testing.T) {
 		}
 		return signed.root, nil
 	}
-	if out, err := d.Prune(t.Context(), by, Pruning{Before: cuts[0], DryRun: true}, nil); err != nil || out.Through != ends[0] || out.Messages != 5 || out.Events != 15 || out.RootHash != text(trees[0].root) {
+	if out, err := d.Prune(t.Context(), by, Pruning{Before: cuts[0], DryRun: true}, nil); err != nil || out.Through != ends[0] || out.Messages != 5 || out.Events != 15 || out.RootHash != trees[0].root.String() {
 		t.Fatalf("dry run: %+v, %v", out, err)
 	}
 	signed.root[3] ^= 1
@@ -477,7 +477,7 @@ func TestPrune(t *testing.T) {
 			t.Fatalf("%+v, %v", out, err)
 		}
 		act := d.recordedActs("usage.pruned")[i].Data.(events.UsagePruned)
-		if act.Through != ends[i] || act.RootHash != text(trees[i].root) || act.Reason != "retention" {
+		if act.Through != ends[i] || act.RootHash != trees[i].root.String() || act.Reason != "retention" {
 			t.Errorf("recorded: %+v", act)
 		}
 		if first, err := d.Ledger.First(t.Context(), events.Usage); err != nil || first != ends[i]+1 {
