@@ -1,11 +1,15 @@
 package projections
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -26,14 +30,44 @@ const (
 // position. Hashes do not depend on the order of rows; equal hashes mean equal
 // rows.
 type RebuildResult struct {
-	Name        string `json:"name"`
-	Sequence    uint64 `json:"sequence"` // of both
-	Rows        int64  `json:"rows"`     // of the rebuilt one, all tables
-	LiveHash    string `json:"live_hash"`
-	RebuiltHash string `json:"rebuilt_hash"`
-	Differences int64  `json:"differences"` // rows that are missing, too many or not the same
-	Switched    bool   `json:"switched"`    // the rebuilt tables are live now
+	Name        string       `json:"name"`
+	Sequence    uint64       `json:"sequence"` // of both
+	Rows        int64        `json:"rows"`     // of the rebuilt one, all tables
+	LiveHash    string       `json:"live_hash"`
+	RebuiltHash string       `json:"rebuilt_hash"`
+	Differences int64        `json:"differences"`       // rows that are missing, too many or not the same
+	Switched    bool         `json:"switched"`          // the rebuilt tables are live now
+	Changed     []ChangedRow `json:"changed,omitempty"` // the first of those rows, by table and key
 }
+
+// ChangedRow is a row that is not what the stream says.
+type ChangedRow struct {
+	Table string `json:"table"`
+	Key   string `json:"key"`  // primary key: column=value, with commas between
+	What  string `json:"what"` // changed; missing: the stream has it; extra: the stream has not
+	// Columns that are not the same, as "column: what it holds, not what the stream
+	// gives"; of long or binary values the name alone.
+	Columns []string `json:"columns,omitempty"`
+}
+
+func (c ChangedRow) String() string {
+	switch c.What {
+	case rowMissing:
+		return fmt.Sprintf("%s: the row %s is missing", c.Table, c.Key)
+	case rowExtra:
+		return fmt.Sprintf("%s: the row %s is one that the stream does not give", c.Table, c.Key)
+	}
+	return fmt.Sprintf("%s: the row %s was changed (%s)", c.Table, c.Key, strings.Join(c.Columns, "; "))
+}
+
+const (
+	rowChanged = "changed"
+	rowMissing = "missing"
+	rowExtra   = "extra"
+
+	changedRows = 20 // of them are named
+	shownValue  = 64 // bytes of a value at most
+)
 
 // Rebuild builds a projection from the first record of its stream, or from the
 // baseline that was kept when its beginning was pruned, in tables beside the live ones, compares both at the live one's position, and switches.
@@ -353,9 +387,67 @@ func (b *rebuilding) compare(ctx context.Context, tx pgx.Tx, result *RebuildResu
 			return err
 		}
 		result.Differences += differ
+		changed, err := changedIn(ctx, tx, t.Name, key, changedRows-len(result.Changed))
+		if err != nil {
+			return err
+		}
+		result.Changed = append(result.Changed, changed...)
 	}
 	return nil
 }
+
+// changedIn names the first rows of a table that differ from the rebuilt ones.
+func changedIn(ctx context.Context, tx pgx.Tx, table string, key []string, most int) (list []ChangedRow, err error) {
+	using := strings.Join(key, ", ")
+	rows, err := tx.Query(ctx, fmt.Sprintf(`select concat_ws(', ', %[3]s), to_jsonb(a), to_jsonb(b)
+		from keyledger.%[1]s a full join keyledger_rebuild.%[1]s b using (%[2]s) where a is distinct from b order by %[2]s limit %[4]d`,
+		table, using, keyText(key), most))
+	if err != nil {
+		return nil, err
+	}
+	var name string
+	var live, rebuilt map[string]any
+	_, err = pgx.ForEachRow(rows, []any{&name, &live, &rebuilt}, func() error {
+		c := ChangedRow{Table: table, Key: name, What: rowChanged}
+		switch {
+		case live == nil:
+			c.What = rowMissing
+		case rebuilt == nil:
+			c.What = rowExtra
+		default:
+			for _, column := range slices.Sorted(maps.Keys(live)) {
+				if !reflect.DeepEqual(live[column], rebuilt[column]) {
+					c.Columns = append(c.Columns, differing(column, live[column], rebuilt[column]))
+				}
+			}
+		}
+		list = append(list, c)
+		live, rebuilt = nil, nil
+		return nil
+	})
+	return list, err
+}
+
+// keyText is the SQL of a primary key's columns as column=value, quoted names as they are.
+func keyText(key []string) string {
+	parts := make([]string, len(key))
+	for i, column := range key {
+		parts[i] = fmt.Sprintf(`'%s=' || %s::text`, strings.ReplaceAll(column, "'", "''"), column)
+	}
+	return strings.Join(parts, ", ")
+}
+
+func differing(column string, live, rebuilt any) string {
+	one, err1 := json.Marshal(live)
+	two, err2 := json.Marshal(rebuilt)
+	if err1 != nil || err2 != nil || len(one) > shownValue || len(two) > shownValue || bytes.HasPrefix(one, binaryText) || bytes.HasPrefix(two, binaryText) {
+		return column
+	}
+	return fmt.Sprintf("%s: %s, not %s", column, one, two)
+}
+
+// binaryText begins a bytea in JSON.
+var binaryText = []byte(`"\\x`)
 
 func digest(lines []string) string {
 	h := sha256.Sum256([]byte(strings.Join(lines, "\n")))
