@@ -24,6 +24,45 @@ type Finding struct {
 	Fix     string // what to do
 }
 
+// What a finding means also tells its kind.
+const (
+	meansGone     = "It was deleted, its data directory was lost, or this is another server or account than before."
+	meansEnds     = "Its newest messages were lost: by a power failure on a server that does not sync every write, by a restore from an older backup, or because the stream was made anew."
+	meansBegins   = "Its beginning was removed outside of the recorded retention: by a limit, a purge, or the loss of a data file."
+	meansOther    = "This is another history: the stream was made anew and filled again, or another server's or environment's stream."
+	meansSettings = "Such a setting can drop or rewrite facts without a trace. Whether it already did shows in the other findings, or in `keyledger audit verify`."
+)
+
+// Kind is what was done to a stream, as far as a finding tells.
+type Kind string
+
+// The kinds of findings.
+const (
+	KindGone     Kind = "gone"     // the stream does not exist
+	KindBegins   Kind = "begins"   // its beginning is gone
+	KindEnds     Kind = "ends"     // its end is gone
+	KindOther    Kind = "other"    // another history stands in it
+	KindSettings Kind = "settings" // it is configured otherwise
+	KindDamaged  Kind = "damaged"  // anything else: messages are missing or cannot be read
+)
+
+// Kind of a finding.
+func (f Finding) Kind() Kind {
+	switch f.Means {
+	case meansGone:
+		return KindGone
+	case meansBegins:
+		return KindBegins
+	case meansEnds:
+		return KindEnds
+	case meansOther:
+		return KindOther
+	case meansSettings:
+		return KindSettings
+	}
+	return KindDamaged
+}
+
 // RefusalError says why the ledger was not opened, or is no longer appended to
 // and followed. It lists everything that was found at once.
 type RefusalError struct{ Findings []Finding }
@@ -46,13 +85,13 @@ const restore = "Keep a copy of the server's data directory as it is now. Then r
 
 func goneFinding(stream string, sequence uint64, who string) Finding {
 	return Finding{stream, fmt.Sprintf("the stream does not exist, although %s has seen %d of its messages", who, sequence),
-		"It was deleted, its data directory was lost, or this is another server or account than before.",
+		meansGone,
 		"Check that the server's address, account and data directory are the right ones. If they are: " + restore}
 }
 
 func behindFinding(stream string, last uint64, p Position) Finding {
 	return Finding{stream, fmt.Sprintf("it ends at sequence %d, but %s stands at %d", last, p.Name, p.Sequence),
-		"Its newest messages were lost: by a power failure on a server that does not sync every write, by a restore from an older backup, or because the stream was made anew.",
+		meansEnds,
 		restore}
 }
 
@@ -179,7 +218,7 @@ func (l *Ledger) stateFindings(ctx context.Context, stream string, info *streamI
 				want = fmt.Sprintf("%d at the latest, after the last recorded pruning", allowed)
 			}
 			findings = append(findings, Finding{stream, fmt.Sprintf("it begins at sequence %d instead of %s", s.FirstSeq, want),
-				"Its beginning was removed outside of the recorded retention: by a limit, a purge, or the loss of a data file.", restore})
+				meansBegins, restore})
 		}
 	}
 	span := uint64(0)
@@ -226,7 +265,7 @@ func (l *Ledger) positionFindings(ctx context.Context, stream string, info *stre
 		}
 		if id := lastID(stream, m.body); id != p.EventID {
 			findings = append(findings, Finding{stream, fmt.Sprintf("at sequence %d it holds event %q, but %s has read event %q there", p.Sequence, id, p.Name, p.EventID),
-				"This is another history: the stream was made anew and filled again, or another server's or environment's stream.",
+				meansOther,
 				"If " + p.Name + " belongs to another installation, connect it to its own server. Otherwise: " + restore})
 		}
 	}

@@ -166,7 +166,7 @@ func configFindings(stream string, stored json.RawMessage, replicas int) []Findi
 	}
 	slices.Sort(differ)
 	return []Finding{{stream, "its configuration was changed: " + strings.Join(differ, ", "),
-		"Such a setting can drop or rewrite facts without a trace. Whether it already did shows in the other findings, or in `keyledger audit verify`.",
+		meansSettings,
 		"Find out who changed it. Set it back (`nats stream edit " + stream + "`), take that right from their user, then verify the log before you start again."}}
 }
 
