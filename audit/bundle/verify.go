@@ -28,6 +28,10 @@ type Options struct {
 	Policy []byte             // whose signatures count beside the log's, see [audit.ParsePolicy]; nil: nobody's
 	Found  map[tlog.Hash]bool // hashes of leaves to look for: those that the bundle has become true
 	Scope  *Scope             // that the bundle must be about; nil: any, and the report says which
+
+	// Leaf is given each leaf in order, before anything is proven; its error ends the
+	// check. nil: nobody asks.
+	Leaf func(*audit.Leaf) error
 }
 
 // Report is the outcome of a check.
@@ -420,6 +424,11 @@ func (v *verifier) stream(s *Stream) error {
 				}
 			}
 		}
+		for i := range c.leaves {
+			if err := v.o.Leaf(&c.leaves[i]); err != nil {
+				return err
+			}
+		}
 		told.Events += c.bodies
 		v.confirmed = v.confirmed || c.confirmed
 		return nil
@@ -548,6 +557,7 @@ func (v *verifier) part(s *Stream, tree audit.Tree, id audit.ScopeID) (audit.Par
 type pair struct {
 	member      string // of the leaves
 	hashes      []tlog.Hash
+	leaves      []audit.Leaf // where somebody asks for them
 	first, last audit.Place
 	bodies      int64
 	confirmed   bool
@@ -664,6 +674,9 @@ func (v *verifier) check(stream string, n int, leaves, bodies []byte) *pair {
 			c.bodies++
 		}
 		c.hashes = append(c.hashes, l.Hash())
+		if v.o.Leaf != nil {
+			c.leaves = append(c.leaves, l)
+		}
 	}
 	if len(bodies) > 0 {
 		c.err = &fault{eventsName(stream, n), &c.last, "more events follow than there are leaves within the times"}
