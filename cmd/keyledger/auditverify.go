@@ -12,25 +12,41 @@ import (
 
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/audit/bundle"
+	"github.com/keyledger/keyledger/audit/inspect"
 )
 
 func (a *app) auditVerifyCommand() *cobra.Command {
-	var file, policy string
-	var keys []string
+	var file, policyFile, config string
+	var keys, earlier []string
 	var scope bundle.Scope
+	var streamsOnly bool
 	cmd := &cobra.Command{
-		Use: "verify [BUNDLE]", Short: "Check an export offline: is it complete and unaltered", Args: takesUpTo("BUNDLE"),
-		Long: `Check an export offline. PASS says that the log's key stands by exactly these
-events, and that none of the scope is missing. FAIL says which is the first place
+		Use: "verify [BUNDLE]", Short: "Check an export offline, or the installation itself: is the log complete and unaltered", Args: takesUpTo("BUNDLE"),
+		Long: `With a bundle, check an export offline. PASS says that the log's key stands by exactly
+these events, and that none of the scope is missing. FAIL says which is the first place
 that is wrong, and why; the exit code is 7 then. No service and no network is asked.
 
 The key is the one that "keyledger audit key" prints, or a file that holds it. Get it
 from somebody you trust: the one in the bundle was put there by whoever made it.
 --keyspace, --owner and --key say what the export must be about. --policy also asks
-for the signatures of witnesses.`,
+for the signatures of witnesses.
+
+Without one, check the installation: NATS, PostgreSQL and the published directory
+themselves, beside the running service or where it refuses to start. Every stream is
+read and hashed again and compared with every checkpoint that any of them remembers;
+every read model is compared with a rebuild, and each row that is not right is named.
+It takes the settings of "keyledger serve" (--config), or the state directory of
+"keyledger dev". A line says PASS, FAIL and what was done, or UNKNOWN and why it could
+not be looked at; exit code 7 is a FAIL.
+
+Whoever has the master key can sign another history. --earlier names what somebody
+outside has kept, which shows that: an export, a checkpoint (from a witness too), or a
+receipt; it may be given more than once.`,
 		Example: `  keyledger audit verify bundle.tar.gz --log-key log.key
   keyledger audit verify --bundle bundle.tar.gz --log-key keyledger-…+1234abcd+…
-  keyledger audit verify --bundle bundle.tar.gz --log-key log.key --keyspace parcelbird --owner org_1`,
+  keyledger audit verify --bundle bundle.tar.gz --log-key log.key --keyspace parcelbird --owner org_1
+  keyledger audit verify --config serve.yaml --log-key log.key
+  keyledger audit verify --config serve.yaml --log-key log.key --policy policy.txt --earlier january.tar.gz --earlier revoke.receipt`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if file != "" {
@@ -38,24 +54,33 @@ for the signatures of witnesses.`,
 				}
 				file = args[0]
 			}
-			o := bundle.Options{}
-			if policy != "" {
-				text, err := os.ReadFile(policy)
-				if err != nil {
-					return usageError("--policy cannot be read: %v", err)
+			var policy *audit.Policy
+			if policyFile != "" {
+				var err error
+				if policy, err = readPolicy(policyFile); err != nil {
+					return err
 				}
-				p, err := audit.ParsePolicy(text)
-				if err != nil {
-					return usageError("--policy: %v", err)
-				}
-				o.Policy, keys = text, append(keys, p.Logs...)
+				keys = append(keys, policy.Logs...)
 			}
-			if file == "" || len(keys) == 0 {
-				return usageError("a bundle and --log-key are needed: the key in a bundle proves nothing by itself; `keyledger audit key` prints the log's")
-			}
-			var err error
-			if o.Keys, err = logKeys(keys); err != nil {
+			given, err := logKeys(keys)
+			if err != nil {
 				return err
+			}
+			if file == "" {
+				if (bundle.Scope{} != scope) {
+					return usageError("--keyspace, --owner and --key say what a bundle must be about")
+				}
+				return a.verifyInstallation(cmd, config, inspect.Options{Keys: given, Policy: policy, WithoutModels: streamsOnly}, earlier)
+			}
+			if len(given) == 0 {
+				return usageError("--log-key is needed with a bundle: the key in a bundle proves nothing by itself; `keyledger audit key` prints the log's")
+			}
+			if len(earlier) > 0 || streamsOnly {
+				return usageError("--earlier and --streams-only are for the installation, not for a bundle")
+			}
+			o := bundle.Options{Keys: given}
+			if policy != nil {
+				o.Policy = policy.Text
 			}
 			if (bundle.Scope{} != scope) {
 				if scope.Keyspace == "" || scope.Key != "" && scope.Owner == "" {
@@ -66,12 +91,15 @@ for the signatures of witnesses.`,
 			return a.verifyBundle(file, o)
 		},
 	}
-	cmd.Flags().StringVar(&file, "bundle", "", "the export, a tar.gz; BUNDLE says the same")
+	cmd.Flags().StringVar(&file, "bundle", "", "an export, a tar.gz; BUNDLE says the same; without one the installation is checked")
 	cmd.Flags().StringArrayVar(&keys, "log-key", nil, "verifier key of the log, or a file of them; may be given more than once")
-	cmd.Flags().StringVar(&policy, "policy", "", "file that says whose signatures must be there (Sigsum's format)")
-	cmd.Flags().StringVar(&scope.Keyspace, "keyspace", "", "it must be about this keyspace")
+	cmd.Flags().StringVar(&policyFile, "policy", "", "file that says whose signatures must be there (Sigsum's format)")
+	cmd.Flags().StringVar(&scope.Keyspace, "keyspace", "", "the export must be about this keyspace")
 	cmd.Flags().StringVar(&scope.Owner, "owner", "", "and this owner")
 	cmd.Flags().StringVar(&scope.Key, "key", "", "and this key id")
+	cmd.Flags().StringArrayVar(&earlier, "earlier", nil, "an export, checkpoint or receipt that somebody has kept; may be given more than once")
+	cmd.Flags().BoolVar(&streamsOnly, "streams-only", false, "do not compare the read models")
+	addSettings(cmd, &config)
 	return cmd
 }
 

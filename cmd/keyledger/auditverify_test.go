@@ -26,6 +26,7 @@ import (
 func TestAuditVerify(t *testing.T) {
 	t.Setenv("KEYLEDGER_CONTEXT", filepath.Join(t.TempDir(), "none.json"))
 	t.Setenv("KEYLEDGER_URL", "http://127.0.0.1:1")
+	t.Setenv("XDG_STATE_HOME", t.TempDir()) // where there is no installation to check
 	dir := "../../audit/bundle/testdata/"
 	good, keyFile := dir+"v1-owner.tar.gz", dir+"v1-owner.key"
 	key, err := os.ReadFile(keyFile)
@@ -62,6 +63,10 @@ func TestAuditVerify(t *testing.T) {
 	for _, args := range [][]string{
 		{"--bundle", good},
 		{"--log-key", keyFile},
+		{"--log-key", keyFile, "--owner", "org_1"},
+		{"--bundle", good, "--log-key", keyFile, "--earlier", good},
+		{"--bundle", good, "--log-key", keyFile, "--streams-only"},
+		{"--log-key", keyFile, "--earlier", "no such file"},
 		{"--bundle", good, "--log-key", "no such file"},
 		{"--bundle", good, "--log-key", good},
 		{"--bundle", good, "--log-key", "a+b+c"},

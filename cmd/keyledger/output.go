@@ -18,6 +18,7 @@ import (
 	"github.com/jedib0t/go-pretty/v6/text"
 	"golang.org/x/term"
 
+	"github.com/keyledger/keyledger/audit/inspect"
 	"github.com/keyledger/keyledger/events"
 )
 
@@ -193,11 +194,11 @@ func (a *app) paint(s string) string {
 		return s
 	}
 	switch s {
-	case "active", "valid", "VALID", "ok", "ready":
+	case "active", "valid", "VALID", "ok", "ready", inspect.Pass:
 		return text.FgGreen.Sprint(s)
-	case "revoked", "fail", "refused", "stopped":
+	case "revoked", "fail", "refused", "stopped", inspect.Fail:
 		return text.FgRed.Sprint(s)
-	case "expired", "rate_limited", "warn", "rebuilding":
+	case "expired", "rate_limited", "warn", "rebuilding", inspect.Unknown:
 		return text.FgYellow.Sprint(s)
 	}
 	return s
