@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -70,6 +71,25 @@ var databases atomic.Int64
 // superuser. Roles belong to the server and are shared by all databases.
 func Postgres(t testing.TB) (rawURL string) {
 	t.Helper()
+	return postgres(t, "")
+}
+
+// CopyPostgres is Postgres with a copy of another database of it, to which nobody
+// MUST be connected.
+func CopyPostgres(t testing.TB, of string) (rawURL string) {
+	t.Helper()
+	u, err := url.Parse(of)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return postgres(t, " template "+strings.TrimPrefix(u.Path, "/"))
+}
+
+// copying keeps two from copying one database at a time.
+var copying sync.Mutex
+
+func postgres(t testing.TB, how string) (rawURL string) {
+	t.Helper()
 	p, err := postgresServer()
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +108,10 @@ func Postgres(t testing.TB) (rawURL string) {
 		_, err = conn.Exec(ctx, sql)
 		return err
 	}
-	if err := exec(t.Context(), "create database "+name); err != nil {
+	copying.Lock()
+	err = exec(t.Context(), "create database "+name+how)
+	copying.Unlock()
+	if err != nil {
 		t.Fatalf("make a database for the test: %v", err)
 	}
 	t.Cleanup(func() {
