@@ -53,6 +53,9 @@ type pubAck struct {
 // with [ErrConflict], [ErrUnavailable] or [ErrTooLarge] and has stored nothing,
 // or with [ErrUnknownOutcome].
 func (l *Ledger) Append(ctx context.Context, expected uint64, e events.Envelope) (uint64, error) {
+	if err := l.held(); err != nil {
+		return 0, err
+	}
 	m, err := l.message(events.Subject(e.Keyspace, e.Owner, e.Key), e)
 	if err != nil {
 		return 0, err
@@ -80,6 +83,9 @@ func (l *Ledger) AppendBatch(ctx context.Context, batch []Expect) (first uint64,
 	}
 	if len(batch) > MaxBatch {
 		return 0, fmt.Errorf("a batch of %d facts: %w (at most %d)", len(batch), ErrTooLarge, MaxBatch)
+	}
+	if err := l.held(); err != nil {
+		return 0, err
 	}
 	messages := make([]*nats.Msg, len(batch))
 	stated := map[string]bool{}
@@ -229,6 +235,9 @@ func (l *Ledger) AppendOps(ctx context.Context, e events.Envelope) (uint64, erro
 // what was decided with everything in OPS up to there holds. It fails as
 // [Ledger.Append] does.
 func (l *Ledger) AppendOpsAfter(ctx context.Context, expectedLast uint64, e events.Envelope) (uint64, error) {
+	if err := l.held(); err != nil {
+		return 0, err
+	}
 	m, err := l.message(events.OpsSubject(e), e)
 	if err != nil {
 		return 0, err

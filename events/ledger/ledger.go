@@ -33,6 +33,7 @@ import (
 	"log/slog"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -123,6 +124,8 @@ type Ledger struct {
 	pages sync.Map // subject of USAGE -> *pageHead
 
 	lanes lanes // for reading single messages
+
+	because atomic.Pointer[func() error] // see Hold
 
 	mu       sync.Mutex      // guards what follows
 	link     context.Context // ends when the connection is lost; then another one begins

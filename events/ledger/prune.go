@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 // without it nothing is purged. It may be repeated; a crash of the server in the
 // middle leaves a beginning that the record covers.
 func (l *Ledger) Prune(ctx context.Context, through uint64) (purged uint64, err error) {
-	if err := l.Err(events.Usage); err != nil {
+	if err := cmp.Or(l.Err(events.Usage), l.held()); err != nil {
 		return 0, err
 	}
 	first, err := l.mayBegin(ctx, events.Usage, through+1)

@@ -20,6 +20,8 @@
 //	l.Witnessed(ctx, stream, size), l.Cosigners(ctx) // what they have signed, who, and when
 //	l.Policy()                                      // whose signatures are asked for
 //	l.State()                                       // per stream: signed, behind, in doubt
+//	go l.Scrub(ctx)                                 // reads the streams again, for ever
+//	l.ScrubState(), l.Damage(), l.ScrubNow(ctx)     // how far, what it found; begin at once
 //	merkle.Known(ctx, pool)                         // what was signed, for ledger.Open
 //
 // It promises that one stream never has two signed roots for one size, and that
@@ -74,7 +76,10 @@ type Options struct {
 	Policy    *audit.Policy // whose cosignatures are taken and asked for; nil: nobody's
 
 	Every time.Duration // how often a tree is looked at; 0 is 300 ms
-	Log   *slog.Logger  // nil: slog.Default()
+
+	ScrubRate  int64         // bytes a second that a scrub reads; 0 is DefaultScrubRate
+	ScrubEvery time.Duration // between the beginnings of two passes; 0 is 30 s
+	Log        *slog.Logger  // nil: slog.Default()
 
 	unguarded bool // replaces checkpoints without comparing, for the control of a test
 }
@@ -86,6 +91,7 @@ type Log struct {
 
 	keyed     sync.Mutex // held while the log's keys are read or changed
 	publisher chan struct{}
+	scrub     *scrub
 
 	cosignedHere atomic.Bool // a cosignature was taken that is not published yet
 
@@ -154,7 +160,8 @@ func Open(ctx context.Context, o Options) (*Log, error) {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	l := &Log{o: o, shown: map[string]*shown{}, moved: make(chan struct{}), publisher: make(chan struct{}, 1)}
+	o.scrubDefaults()
+	l := &Log{o: o, shown: map[string]*shown{}, moved: make(chan struct{}), publisher: make(chan struct{}, 1), scrub: newScrub(o.ScrubRate)}
 	for _, stream := range audit.Streams {
 		l.shown[stream] = &shown{published: -1}
 	}
@@ -166,6 +173,10 @@ func Open(ctx context.Context, o Options) (*Log, error) {
 	for until := time.Now().Add(bucketWait); ; {
 		err := l.readKeys(ctx)
 		if err == nil {
+			err = l.readScrub(ctx)
+		}
+		if err == nil {
+			o.Ledger.Hold(l.Damage)
 			return l, nil
 		}
 		if !unanswered(err) || ctx.Err() != nil || time.Now().After(until) {

@@ -1,6 +1,7 @@
 package merkle
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -53,11 +54,13 @@ func (l *Log) lookAll(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
 	sizes, err := l.sizes(ctx)
-	keys := sync.OnceValue(func() error { return l.readKeys(ctx) }) // once a round, and only where something is looked at
+	// Once a round, and only where something is looked at.
+	keys := sync.OnceValue(func() error { return cmp.Or(l.readKeys(ctx), l.readScrub(ctx)) })
+	damaged := l.Damage() != nil
 	for _, stream := range audit.Streams {
 		l.mu.Lock()
 		s := l.shown[stream]
-		whole := time.Since(s.lookedAt) >= wholeLook || s.behind > 0 || s.doubt != nil && time.Since(s.lookedAt) >= doubtLook
+		whole := time.Since(s.lookedAt) >= wholeLook || s.behind > 0 || damaged && s.doubt == nil || s.doubt != nil && time.Since(s.lookedAt) >= doubtLook
 		looked := s.looked
 		l.mu.Unlock()
 		if err == nil && !whole && sizes[stream] == looked {
@@ -221,6 +224,10 @@ func (l *Log) look(ctx context.Context, stream string) error {
 	}
 	if refused := l.o.Ledger.Doubts(); len(refused) > 0 {
 		return &Doubt{stream, size, "the event streams are in doubt: " + refused[0].Error(), "what is said there"}
+	}
+	if damage, ok := errors.AsType[*DamageError](l.Damage()); ok {
+		f := &damage.Findings[0]
+		return &Doubt{f.Stream, size, "a scrub has found that " + f.Problem, f.Fix + " (docs/runbooks/" + f.Runbook + ")"}
 	}
 	l.set(func() { l.shown[stream].behind = 0 })
 	signer := l.signing()

@@ -1,0 +1,573 @@
+package merkle_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/minio/highwayhash"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/internal/testenv"
+	"github.com/keyledger/keyledger/projections"
+	"github.com/keyledger/keyledger/projections/merkle"
+)
+
+// scrubbed is a stage whose NATS server can be stopped, damaged and started again.
+type scrubbed struct {
+	stage
+	dir   string // of the server
+	shut  func()
+	nodes *testenv.Nodes // instead of dir
+}
+
+func newScrubbed(t *testing.T) *scrubbed {
+	t.Helper()
+	s := &scrubbed{stage: stage{t: t, pool: database(t)}, dir: t.TempDir()}
+	s.start()
+	return s
+}
+
+// start starts all of it.
+func (s *scrubbed) start() {
+	s.t.Helper()
+	var server func()
+	replicas := 1
+	if s.nodes != nil {
+		s.conn, server, replicas = s.nodes.Conn(0), func() {}, 3
+	} else {
+		n := testenv.NATS(s.t, testenv.InDir(s.dir))
+		s.conn, server = testenv.Conn(s.t, n), n.Shutdown
+	}
+	var err error
+	if s.js, err = jetstream.New(s.conn); err != nil {
+		s.t.Fatal(err)
+	}
+	known, err := merkle.Known(s.t.Context(), s.pool)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if s.ledger, err = ledger.Open(s.t.Context(), s.conn, ledger.Options{AllowUnverifiedSync: true, WatchEvery: 100 * time.Millisecond, Replicas: replicas, Known: known}); err != nil {
+		s.t.Fatal(err)
+	}
+	s.runner = projections.New(s.ledger, s.pool, slog.New(slog.DiscardHandler))
+	s.o = merkle.Options{Ledger: s.ledger, Pool: s.pool, JetStream: s.js, Master: seal.Master{1}, Node: "n1", Replicas: replicas,
+		Every: 20 * time.Millisecond, ScrubEvery: 50 * time.Millisecond, Log: slog.New(slog.DiscardHandler)}
+	if s.log, err = merkle.Open(s.t.Context(), s.o); err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	done.Go(func() { s.runner.Run(ctx) })
+	done.Go(func() { _ = s.log.Run(ctx) })
+	done.Go(func() { _ = s.log.Scrub(ctx) })
+	s.shut = sync.OnceFunc(func() {
+		stop()
+		done.Wait()
+		_ = s.ledger.Close()
+		s.conn.Close()
+		server()
+	})
+	s.t.Cleanup(s.shut)
+}
+
+// whole waits until a pass over every stream that began after now found nothing.
+func (s *scrubbed) whole() {
+	s.t.Helper()
+	now := events.At(time.Now())
+	defer func() {
+		if s.t.Failed() {
+			s.t.Logf("%+v", s.log.ScrubState())
+		}
+	}()
+	until(s.t, "a whole pass that finds nothing", func() bool {
+		for _, x := range s.log.ScrubState().Streams {
+			if x.Last == nil || x.Last.Began < now || len(x.Findings) > 0 || x.Error != "" {
+				return false
+			}
+			for _, server := range x.Servers {
+				if server.Skipped != "" {
+					return false
+				}
+			}
+		}
+		return true
+	})
+	if err := s.log.Damage(); err != nil {
+		s.t.Errorf("damage after a whole pass: %v", err)
+	}
+}
+
+// finds waits for a finding, and checks that nothing is recorded or signed over it,
+// and uses are.
+func (s *scrubbed) finds(stream, what string, sequence uint64, line int) merkle.Finding {
+	s.t.Helper()
+	var found merkle.Finding
+	until(s.t, fmt.Sprintf("%s %s %d %d is found; it is %+v", stream, what, sequence, line, s.log.ScrubState()), func() bool {
+		for _, x := range s.log.ScrubState().Streams {
+			for _, f := range x.Findings {
+				if f.Stream == stream && f.What == what && f.Sequence == sequence && f.Line == line {
+					found = f
+					return true
+				}
+			}
+		}
+		return false
+	})
+	for _, want := range []string{stream, found.Problem, found.Fix, "docs/runbooks/" + found.Runbook} {
+		if err := s.log.Damage(); err == nil || !strings.Contains(err.Error(), want) {
+			s.t.Errorf("%q is not in: %v", want, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join("..", "..", "docs", "runbooks", found.Runbook)); err != nil {
+		s.t.Error(err)
+	}
+	e := events.New(events.KeyCreated{Name: "k", Environment: "live"}, time.Now())
+	e.Keyspace, e.Owner, e.Key, e.KeyVersion = "parcelbird", "o1", "key_refused", 1
+	if _, err := s.ledger.Append(s.t.Context(), 0, e); !held(err) {
+		s.t.Errorf("an append is answered with %v", err)
+	}
+	if _, err := s.ledger.AppendBatch(s.t.Context(), []ledger.Expect{{Event: e}, {Event: e}}); !held(err) {
+		s.t.Errorf("a batch is answered with %v", err)
+	}
+	if _, err := s.ledger.Prune(s.t.Context(), 1); !held(err) {
+		s.t.Errorf("a pruning is answered with %v", err)
+	}
+	until(s.t, "nothing is signed", func() bool { return s.log.Doubt() != nil })
+	return found
+}
+
+func held(err error) bool {
+	_, is := errors.AsType[*ledger.HeldError](err)
+	return is
+}
+
+// goesOn shows that facts are recorded and signed again.
+func (s *scrubbed) goesOn() {
+	s.t.Helper()
+	s.whole()
+	until(s.t, "signed again", func() bool { return s.log.Doubt() == nil })
+	s.facts(1)
+	head, err := s.ledger.Head(s.t.Context(), events.Ledger)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.sealed(events.Ledger, head)
+}
+
+// fill records something in LEDGER and USAGE, over more than a tile.
+func (s *scrubbed) fill() {
+	s.t.Helper()
+	s.facts(300)
+	for range 40 {
+		s.page(20)
+	}
+	head, err := s.ledger.Head(s.t.Context(), events.Ledger)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.sealed(events.Ledger, head)
+	s.sealed(events.Usage, s.last)
+}
+
+// blocks are the data files of a stream.
+func blocks(t testing.TB, dir, stream string) []string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, "jetstream", "*", "streams", stream, "msgs", "*.blk"))
+	if err != nil || len(found) == 0 {
+		t.Fatalf("no data files of %s in %s: %v", stream, dir, err)
+	}
+	slices.SortFunc(found, func(a, b string) int { return len(a) - len(b) })
+	return found
+}
+
+// flip changes a bit of a message in the only data file of a stream.
+func flip(t testing.TB, dir, stream string, sequence uint64) {
+	t.Helper()
+	rewrite(t, dir, stream, sequence, false, func(body []byte) { body[len(body)/2] ^= 4 })
+}
+
+// forge changes a message in the only data file of a stream, with the server's
+// checksum of it, as somebody can who reads nats-server's source.
+func forge(t testing.TB, dir, stream string, sequence uint64, old, new string) {
+	t.Helper()
+	rewrite(t, dir, stream, sequence, true, func(body []byte) {
+		i := bytes.LastIndex(body, []byte(old))
+		if i < 0 || len(old) != len(new) {
+			t.Fatalf("%q is not in %s", old, body)
+		}
+		copy(body[i:], new)
+	})
+}
+
+// rewrite changes what stands behind the header of a stored message: length (4),
+// sequence (8), time (8), length of the subject (2), subject, headers, body, checksum
+// (8) over all but the two lengths.
+func rewrite(t testing.TB, dir, stream string, sequence uint64, checksum bool, change func([]byte)) {
+	t.Helper()
+	all := blocks(t, dir, stream)
+	data, err := os.ReadFile(all[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := sha256.Sum256([]byte(stream + "-1"))
+	hash := func(record []byte, headers bool, subject int) []byte {
+		h, err := highwayhash.NewDigest64(key[:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.Write(record[4:20])
+		h.Write(record[22 : 22+subject])
+		from := 22 + subject
+		if headers {
+			from += 4
+		}
+		h.Write(record[from : len(record)-8])
+		return h.Sum(nil)
+	}
+	for at := 0; at < len(data); {
+		length := binary.LittleEndian.Uint32(data[at:])
+		headers := length&(1<<31) != 0
+		record := data[at : at+int(length&^(1<<31))]
+		subject := int(binary.LittleEndian.Uint16(record[20:]))
+		if binary.LittleEndian.Uint64(record[4:]) == sequence {
+			if !bytes.Equal(record[len(record)-8:], hash(record, headers, subject)) {
+				t.Fatal("the checksum is another one than this test knows")
+			}
+			change(record[22+subject : len(record)-8])
+			if checksum {
+				copy(record[len(record)-8:], hash(record, headers, subject))
+			}
+			if err := os.WriteFile(all[0], data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			return
+		}
+		at += len(record)
+	}
+	t.Fatalf("%s has no message %d", all[0], sequence)
+}
+
+// What NATS itself does not notice, a scrub does: which event, and what to do. Done
+// as the runbook says, the log goes on.
+func TestScrub(t *testing.T) {
+	t.Parallel()
+	s := newScrubbed(t)
+	s.fill()
+	s.goesOn()
+	for _, x := range s.log.ScrubState().Streams {
+		if x.Last.Ended < x.Last.Began || x.Stream == events.Usage && (x.Last.Events != 800 || x.Last.Bytes < 800*100) || len(x.Servers) != 1 || x.Servers[0].Checked == 0 {
+			t.Errorf("%+v, %+v", x, x.Last)
+		}
+	}
+
+	// A copy of the server's directory is what is restored, as in restore.md.
+	s.shut()
+	intact := t.TempDir()
+	if err := os.CopyFS(intact, os.DirFS(s.dir)); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range []struct {
+		name     string
+		damage   func()
+		stream   string
+		what     string
+		sequence uint64
+		line     int
+	}{
+		{"flipped bit", func() { flip(t, s.dir, events.Usage, 17) }, events.Usage, merkle.FoundMissing, 17, 0},
+		{"flipped bit in the ledger", func() { flip(t, s.dir, events.Ledger, 120) }, events.Ledger, merkle.FoundMissing, 120, 0},
+		{"forged use", func() { forge(t, s.dir, events.Usage, 23, `"count":1`, `"count":7`) }, events.Usage, merkle.FoundAltered, 23, 19},
+		{"forged fact", func() { forge(t, s.dir, events.Ledger, 271, `live`, `test`) }, events.Ledger, merkle.FoundAltered, 271, 0},
+		{"unreadable use", func() { forge(t, s.dir, events.Usage, 5, `"count":1`, `"count",1`) }, events.Usage, merkle.FoundUnreadable, 5, 19},
+		{"made anew with one event edited", func() { s.edited(events.Ledger, 33) }, events.Ledger, merkle.FoundAltered, 33, 0},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			s.t, s.stage.t = t, t
+			x.damage()
+			s.start()
+			s.finds(x.stream, x.what, x.sequence, x.line)
+			if x.name != "unreadable use" && x.name != "flipped bit in the ledger" && len(s.ledger.Doubts()) > 0 {
+				t.Errorf("NATS or somebody else noticed it: %v", s.ledger.Doubts())
+			}
+			// It is known from the first moment of the next start, and by every process.
+			s.shut()
+			s.start()
+			if s.log.Damage() == nil {
+				t.Error("it is forgotten")
+			}
+			s.shut()
+			if err := os.RemoveAll(s.dir); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.CopyFS(s.dir, os.DirFS(intact)); err != nil {
+				t.Fatal(err)
+			}
+			s.start()
+			s.whole()
+			s.shut()
+		})
+	}
+	s.t, s.stage.t = t, t
+	s.start()
+	s.goesOn()
+}
+
+// edited makes a stream anew, with every message as it was but one.
+func (s *scrubbed) edited(stream string, sequence uint64) {
+	s.t.Helper()
+	n := testenv.NATS(s.t, testenv.InDir(s.dir))
+	defer n.Shutdown()
+	conn := testenv.Conn(s.t, n)
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	old, err := js.Stream(s.t.Context(), stream)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var all []*jetstream.RawStreamMsg
+	for i := range old.CachedInfo().State.LastSeq {
+		m, err := old.GetMsg(s.t.Context(), i+1)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		all = append(all, m)
+	}
+	err = js.DeleteStream(s.t.Context(), stream)
+	if err == nil {
+		_, err = js.CreateStream(s.t.Context(), ledger.Config(stream, 1))
+	}
+	for _, m := range all {
+		if m.Sequence == sequence {
+			m.Data = bytes.Replace(m.Data, []byte(`"live"`), []byte(`"test"`), 1)
+		}
+		if err == nil {
+			m.Header.Del(jetstream.ExpectedLastSubjSeqHeader)
+			_, err = js.PublishMsg(s.t.Context(), &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
+		}
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Rows of the tree that were changed are told from events that were. A rebuild mends
+// them.
+func TestScrubRows(t *testing.T) {
+	t.Parallel()
+	s := newScrubbed(t)
+	s.fill()
+	s.goesOn()
+	table := merkle.Tree{Stream: events.Usage}.Table()
+	for _, x := range []struct {
+		name, change string
+		sequence     uint64
+		line         int
+	}{
+		{"hash", `update keyledger.` + table + ` set hashes = set_byte(hashes, 3210, get_byte(hashes, 3210) # 1) where level = 0 and number = 1`, 13, 16},
+		{"hash above", `update keyledger.` + table + ` set hashes = set_byte(hashes, 40, get_byte(hashes, 40) # 1) where level = 1`, 0, 0},
+		{"place", `update keyledger.` + table + ` set first_line = 3 where level = 0 and number = 2`, 26, 12},
+		{"runs", `update keyledger.` + table + ` set runs = set_byte(runs, 2, 19) where level = 0 and number = 2`, 26, 12},
+		{"row gone", `delete from keyledger.` + table + ` where level = 0 and number = 1`, 13, 16},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			s.t, s.stage.t = t, t
+			if tag, err := s.pool.Exec(t.Context(), x.change); err != nil || tag.RowsAffected() != 1 {
+				t.Fatal(tag, err)
+			}
+			s.finds(events.Usage, merkle.FoundTree, x.sequence, x.line)
+			if _, err := s.runner.Rebuild(t.Context(), table, nil); err != nil {
+				t.Fatal(err)
+			}
+			s.goesOn()
+		})
+	}
+	s.t, s.stage.t = t, t
+
+	// Both at once: the stream is not found to be well.
+	t.Run("row and event", func(t *testing.T) {
+		s.t, s.stage.t = t, t
+		s.shut()
+		forge(t, s.dir, events.Usage, 20, `"count":1`, `"count":7`)
+		if _, err := s.pool.Exec(t.Context(), `update keyledger.`+table+` set hashes = set_byte(hashes, 3210, get_byte(hashes, 3210) # 1) where level = 0 and number = 1`); err != nil {
+			t.Fatal(err)
+		}
+		s.start()
+		s.finds(events.Usage, merkle.FoundTree, 13, 16)
+		s.finds(events.Usage, merkle.FoundAltered, 13, 0)
+		s.shut()
+		forge(t, s.dir, events.Usage, 20, `"count":7`, `"count":1`)
+		s.start()
+		if _, err := s.runner.Rebuild(t.Context(), table, nil); err != nil {
+			t.Fatal(err)
+		}
+		s.goesOn()
+	})
+}
+
+// What the bucket remembers is a part of the log too, and a stream that ends before
+// what was signed is found where PostgreSQL has forgotten it.
+func TestScrubOfMemory(t *testing.T) {
+	t.Parallel()
+	s := newScrubbed(t)
+	s.fill()
+	s.goesOn()
+	kv, err := s.js.KeyValue(t.Context(), merkle.Bucket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, err := kv.Get(t.Context(), "checkpoint.usage")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := kv.Put(t.Context(), "checkpoint.usage", bytes.Replace(good.Value(), []byte(`800\n`), []byte(`801\n`), 1)); err != nil {
+		t.Fatal(err)
+	}
+	s.finds(events.Usage, merkle.FoundCheckpoint, 0, 0)
+	// As the runbook says: the value that `nats kv history` shows as the last good one.
+	if _, err := kv.Put(t.Context(), "checkpoint.usage", good.Value()); err != nil {
+		t.Fatal(err)
+	}
+	s.goesOn()
+
+	s.shut()
+	intact := t.TempDir()
+	if err := os.CopyFS(intact, os.DirFS(s.dir)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.pool.Exec(t.Context(), `truncate keyledger.log_checkpoints, keyledger.positions`); err != nil {
+		t.Fatal(err)
+	}
+	for _, stream := range audit.Streams {
+		if _, err := s.pool.Exec(t.Context(), `truncate keyledger.`+merkle.Tree{Stream: stream}.Table()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.RemoveAll(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(s.dir, os.DirFS(intact)); err != nil {
+		t.Fatal(err)
+	}
+	s.shorter(events.Usage, 30)
+	s.start()
+	s.finds(events.Usage, merkle.FoundShort, 31, 0)
+}
+
+// shorter makes a stream anew, without its end.
+func (s *scrubbed) shorter(stream string, last uint64) {
+	s.t.Helper()
+	n := testenv.NATS(s.t, testenv.InDir(s.dir))
+	defer n.Shutdown()
+	conn := testenv.Conn(s.t, n)
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	old, err := js.Stream(s.t.Context(), stream)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var all []*jetstream.RawStreamMsg
+	for i := range last {
+		m, err := old.GetMsg(s.t.Context(), i+1)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		all = append(all, m)
+	}
+	err = js.DeleteStream(s.t.Context(), stream)
+	if err == nil {
+		_, err = js.CreateStream(s.t.Context(), ledger.Config(stream, 1))
+	}
+	for _, m := range all {
+		if err == nil {
+			_, err = js.PublishMsg(s.t.Context(), &nats.Msg{Subject: m.Subject, Data: m.Data})
+		}
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Of three servers each one's copy is read, whichever leads: damage on one of them is
+// found there and nowhere else, also where the two others answer everybody rightly.
+// A copy made anew from the others, as restore.md says, mends it while the service runs.
+func TestScrubOfReplicas(t *testing.T) {
+	t.Parallel()
+	base := t.TempDir()
+	s := &scrubbed{stage: stage{t: t, pool: database(t)}, dir: base, nodes: testenv.Cluster(t, 3, testenv.InDir(base))}
+	s.start()
+	s.fill()
+	s.goesOn()
+	for _, x := range s.log.ScrubState().Streams {
+		var servers []string
+		for _, server := range x.Servers {
+			servers = append(servers, server.Server)
+		}
+		if slices.Sort(servers); !slices.Equal(servers, []string{"n0", "n1", "n2"}) {
+			t.Errorf("%s was read on %v", x.Stream, servers)
+		}
+	}
+	for _, x := range []struct {
+		name     string
+		node     int
+		damage   func(dir string)
+		stream   string
+		what     string
+		sequence uint64
+		line     int
+	}{
+		{"flipped bit", 1, func(dir string) { flip(t, dir, events.Usage, 17) }, events.Usage, merkle.FoundMissing, 17, 0},
+		{"forged fact", 2, func(dir string) { forge(t, dir, events.Ledger, 120, `live`, `test`) }, events.Ledger, merkle.FoundAltered, 120, 0},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			s.t, s.stage.t = t, t
+			dir := filepath.Join(base, fmt.Sprint("n", x.node))
+			s.nodes.Stop(x.node)
+			x.damage(dir)
+			s.nodes.Restart(x.node)
+			f := s.finds(x.stream, x.what, x.sequence, x.line)
+			if f.Server != fmt.Sprint("n", x.node) || !strings.Contains(f.Problem, f.Server) || !strings.Contains(f.Fix, "from the other servers") {
+				t.Errorf("%+v", f)
+			}
+			for _, other := range s.log.ScrubState().Streams {
+				for _, o := range other.Findings {
+					if o != f {
+						t.Errorf("found as well: %+v", o)
+					}
+				}
+			}
+			if doubts := s.ledger.Doubts(); len(doubts) > 0 {
+				t.Errorf("somebody else noticed it: %v", doubts)
+			}
+			s.page(20) // uses are recorded as ever
+			s.nodes.Stop(x.node)
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			s.nodes.Restart(x.node)
+			s.goesOn()
+		})
+	}
+}
