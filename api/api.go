@@ -170,6 +170,7 @@ func build(d Deps) *API {
 	a.forwardAuth()
 	a.audit()
 	a.auditLog()
+	a.scrub()
 	a.auditPast()
 	a.retention()
 	a.auditExport()

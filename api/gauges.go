@@ -26,11 +26,18 @@ var (
 	walBytes = prometheus.NewDesc("keyledger_recorder_log_bytes", "What the write-ahead log takes on disk.", nil, nil)
 	exposed  = prometheus.NewDesc("keyledger_recorder_unprotected", "1 while a killed process or a power cut would lose what this node records.", nil, nil)
 	held     = prometheus.NewDesc("keyledger_uses_held", "Uses in memory that wait to be written.", nil, nil)
+
+	scrubAt       = prometheus.NewDesc("keyledger_scrub_position", "Sequence up to which a stream has been read again in the pass on its way; 0 between passes.", []string{"stream"}, nil)
+	scrubOf       = prometheus.NewDesc("keyledger_scrub_of", "Sequence up to which that pass reads; 0 between passes.", []string{"stream"}, nil)
+	scrubPassed   = prometheus.NewDesc("keyledger_scrub_last_pass_timestamp_seconds", "When the last whole pass over a stream ended; 0: there was none.", []string{"stream"}, nil)
+	scrubTook     = prometheus.NewDesc("keyledger_scrub_last_pass_duration_seconds", "How long it took.", []string{"stream"}, nil)
+	scrubFindings = prometheus.NewDesc("keyledger_scrub_findings", "What is not as it was signed and not repaired yet: an operator must look at it.", []string{"stream"}, nil)
 )
 
 // Describe is prometheus.Collector's.
 func (g *gauges) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{applied, heads, doubted, position, lag, stopped, lost, held, walBytes, exposed} {
+	for _, d := range []*prometheus.Desc{applied, heads, doubted, position, lag, stopped, lost, held, walBytes, exposed,
+		scrubAt, scrubOf, scrubPassed, scrubTook, scrubFindings} {
 		to <- d
 	}
 }
@@ -56,6 +63,19 @@ func (g *gauges) Collect(to chan<- prometheus.Metric) {
 				set(lag, float64(p.Lag), p.Name)
 				set(stopped, flag(p.State == "stopped"), p.Name)
 			}
+		}
+	}
+	if g.AuditLog != nil {
+		for _, s := range g.AuditLog.ScrubState().Streams {
+			set(scrubAt, float64(s.Position), s.Stream)
+			set(scrubOf, float64(s.Of), s.Stream)
+			set(scrubFindings, float64(len(s.Findings)), s.Stream)
+			ended, took := 0.0, 0.0
+			if s.Last != nil {
+				ended, took = float64(s.Last.Ended)/1000, float64(s.Last.Ended-s.Last.Began)/1000
+			}
+			set(scrubPassed, ended, s.Stream)
+			set(scrubTook, took, s.Stream)
 		}
 	}
 	if g.Verifier != nil {

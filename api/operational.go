@@ -36,6 +36,12 @@ type Note struct{ Err error }
 
 func (n Note) Error() string { return n.Err.Error() }
 
+// Commands is an error that keeps commands from being carried out, and nobody from
+// verifying: /readyz fails with it, and /readyz?for=verify does not.
+type Commands struct{ Err error }
+
+func (c Commands) Error() string { return c.Err.Error() }
+
 var errFolding = errors.New("the ledger is still being read")
 
 // caughtUp says whether this node's memory has all that the ledger has. A ledger
@@ -55,7 +61,8 @@ func (a *API) caughtUp(ctx context.Context) error {
 }
 
 // readiness is 200 only when the fold has caught up and everything else that
-// the program knows of is well.
+// the program knows of is well. With for=verify it is 200 as well while only commands
+// are refused.
 func (a *API) readiness(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 	defer cancel()
@@ -68,12 +75,19 @@ func (a *API) readiness(w http.ResponseWriter, r *http.Request) {
 			found[name] = err
 		}
 	}
+	verifies := r.URL.Query().Get("for") == "verify"
 	status, checks := http.StatusOK, map[string]check{}
 	for name, err := range found {
 		c := check{OK: err == nil}
 		if err != nil {
 			c.Detail = err.Error()
-			if _, c.OK = err.(Note); !c.OK {
+			switch err.(type) {
+			case Note:
+				c.OK = true
+			case Commands:
+				c.OK = verifies
+			}
+			if !c.OK {
 				status = http.StatusServiceUnavailable
 			}
 		}

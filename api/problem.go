@@ -91,6 +91,9 @@ func problemOf(err error) *Problem {
 		p.Errors = details(d.Problems)
 		return p
 	}
+	if held, ok := errors.AsType[*ledger.HeldError](err); ok {
+		return heldProblem(held)
+	}
 	if _, ok := errors.AsType[*ledger.RefusalError](err); ok {
 		return unavailable("LEDGER_REFUSED", "The event store is in doubt and takes no facts until an operator has looked at it.", 30)
 	}

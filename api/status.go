@@ -12,6 +12,7 @@ import (
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/projections"
+	"github.com/keyledger/keyledger/projections/merkle"
 )
 
 // Status is how the service is doing.
@@ -21,6 +22,7 @@ type Status struct {
 	Streams     []StreamStatus     `json:"streams" nullable:"false"`
 	Projections []ProjectionStatus `json:"projections" nullable:"false" doc:"Empty where this program has no PostgreSQL."`
 	Verifiers   []VerifierStatus   `json:"verifiers" nullable:"false" doc:"Those that this node knows of."`
+	Scrub       *merkle.ScrubState `json:"scrub,omitempty" doc:"How far the streams have been read again and compared with what was signed, and what was found; absent where this program does not know."`
 
 	RevocationLatencyMS *float64 `json:"revocation_latency_ms" doc:"How long after its decision the last revocation took effect on this node; null before the first one since it started." example:"1.4"`
 }
@@ -140,6 +142,7 @@ func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error)
 	}
 	if a.AuditLog != nil {
 		a.signed(s.Streams)
+		s.Scrub = new(a.AuditLog.ScrubState())
 	}
 	if a.Runner != nil {
 		list, err := a.projectionStatus(ctx)

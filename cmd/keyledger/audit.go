@@ -55,7 +55,7 @@ func (a *app) auditCommand() *cobra.Command {
 		{"read", "What happened:", []*cobra.Command{a.auditListCommand(), a.auditTailCommand(), a.auditHistoryCommand(), a.auditLeakedCommand()}},
 		{"past", "What was, and why:", []*cobra.Command{a.auditAsOfCommand(), a.auditDiffCommand(), a.auditExplainCommand()}},
 		{"proof", "That it is complete and unaltered:", []*cobra.Command{a.auditExportCommand(), a.auditVerifyCommand(), a.auditKeyCommand(),
-			a.auditProveCommand(), a.auditCheckpointCommand(), a.auditReceiptCommand(), a.auditWitnessCommand()}},
+			a.auditProveCommand(), a.auditCheckpointCommand(), a.auditReceiptCommand(), a.auditWitnessCommand(), a.auditScrubCommand()}},
 		{"keep", "How long it is kept:", []*cobra.Command{a.auditPruneCommand(), a.auditHoldCommand()}},
 	} {
 		c.AddGroup(&cobra.Group{ID: g.id, Title: g.title})

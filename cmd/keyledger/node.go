@@ -54,6 +54,7 @@ type nodeConfig struct {
 	LogDir     string        // where the audit log is published; empty: nowhere
 	// LogHashesOnly publishes it without the texts of leaves.
 	LogHashesOnly bool
+	ScrubRate     int64 // bytes a second that it reads again; 0: as many as is usual
 	OnKeyspace    func(*domain.Keyspace)
 	Stale         time.Duration
 
@@ -169,10 +170,11 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		n.follow("feed", func() error { return feed.Run(followers) })
 		if c.Signs {
 			if n.log, err = merkle.Open(ctx, merkle.Options{Ledger: n.ledger, Pool: c.Pool, JetStream: js, Master: c.Master,
-				Replicas: c.Replicas, Dir: c.LogDir, NoEntries: c.LogHashesOnly, Policy: c.LogPolicy, Node: c.Name, Log: c.Log}); err != nil {
+				Replicas: c.Replicas, Dir: c.LogDir, NoEntries: c.LogHashesOnly, Policy: c.LogPolicy, Node: c.Name, ScrubRate: c.ScrubRate, Log: c.Log}); err != nil {
 				return nil, err
 			}
 			n.follow("audit log", func() error { return n.log.Run(followers) })
+			n.follow("scrub", func() error { return n.log.Scrub(followers) })
 			n.retention.Tree = n.signedTree
 			n.done.Go(func() { n.tidy(followers) })
 		}
@@ -336,6 +338,10 @@ func (n *node) ready(context.Context) map[string]error {
 		checks["audit log"] = nil
 		if err := n.log.Doubt(); err != nil {
 			checks["audit log"] = api.Note{Err: err} // keys are verified and changed as ever
+		}
+		checks["scrub"] = nil
+		if err := n.log.Damage(); err != nil {
+			checks["scrub"] = api.Commands{Err: err}
 		}
 	}
 	if n.certificates != nil {

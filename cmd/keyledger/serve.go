@@ -177,6 +177,10 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 			}
 		}
 		c.LogDir, c.LogHashesOnly = s.LogDir, s.LogHashesOnly
+		if s.ScrubRate < 0 {
+			return usageError("scrub_rate is %d: say how many MiB a second are read, at least 1", s.ScrubRate)
+		}
+		c.ScrubRate = int64(s.ScrubRate) << 20
 	}
 	if records := program == "serve" || program == "gateway"; records || s.StateDir != "" {
 		dir, err := s.openStateDir(program, master)

@@ -77,6 +77,10 @@ type settings struct {
 	// with checkpoints, and exports say so. Default: nobody is asked.
 	LogPolicy string `yaml:"log_policy"`
 
+	// ScrubRate is how many MiB of the streams a second serve reads again, to compare
+	// them with what was signed. Default 16.
+	ScrubRate int `yaml:"scrub_rate"`
+
 	// MasterKeyFile holds the key that personal data is sealed under: 32 bytes
 	// in hex or base64, mode 0600, the same for all processes of one ledger.
 	// `keyledger init` makes it. Losing it erases all personal data.
@@ -151,6 +155,7 @@ var flagged = []struct{ path, usage string }{
 	{"log_dir", "directory to publish the audit log in, or none"},
 	{"log_hashes_only", "publish hashes alone, without the leaves' texts (true)"},
 	{"log_policy", "file that names the witnesses of the audit log"},
+	{"scrub_rate", "MiB of the streams a second to read again and compare with what was signed"},
 	{"master_key_file", "file with the key that personal data is sealed under"},
 	{"nats.url", "NATS servers, separated by commas"},
 	{"nats.credentials", "NATS .creds file"},

@@ -44,14 +44,14 @@ const (
 
 // Finding is one thing that is not as it was signed.
 type Finding struct {
-	Stream   string      `json:"stream"`
-	Server   string      `json:"server,omitempty"` // whose copy; empty: not one server's alone
-	What     string      `json:"what"`
-	Sequence uint64      `json:"sequence"` // the first; 0: it is not known
-	Line     int         `json:"line"`
-	Problem  string      `json:"problem"`
-	Fix      string      `json:"fix"`
-	Runbook  string      `json:"runbook"` // page of docs/runbooks
+	Stream   string      `json:"stream" example:"USAGE"`
+	Server   string      `json:"server,omitempty" doc:"Whose copy it is; absent where it is not one of several servers alone." example:"nats-2"`
+	What     string      `json:"what" enum:"altered,missing,unreadable,short,tree,checkpoint"`
+	Sequence uint64      `json:"sequence" doc:"The first; 0: it is not known." example:"4711"`
+	Line     int         `json:"line" doc:"In a page of uses, from 0."`
+	Problem  string      `json:"problem" doc:"What was found."`
+	Fix      string      `json:"fix" doc:"What to do."`
+	Runbook  string      `json:"runbook" doc:"Page of docs/runbooks." example:"scrub-altered.md"`
 	Found    events.Time `json:"found"`
 }
 
@@ -75,35 +75,35 @@ func (e *DamageError) Error() string {
 type Pass struct {
 	Began  events.Time `json:"began"`
 	Ended  events.Time `json:"ended"`
-	Events int64       `json:"events"` // that were signed
-	Bytes  int64       `json:"bytes"`  // of messages, of all servers together
+	Events int64       `json:"events" doc:"That were signed."`
+	Bytes  int64       `json:"bytes" doc:"Of events, on all servers together."`
 }
 
 // ScrubServer is what is known of one server's copy.
 type ScrubServer struct {
-	Server  string      `json:"server"`
-	Checked events.Time `json:"checked"` // when it was last read whole; null: not yet
-	Skipped string      `json:"skipped"` // why it was not read in the last pass
+	Server  string      `json:"server" doc:"Empty where there is one alone." example:"nats-2"`
+	Checked events.Time `json:"checked" doc:"When it was last read to its end, or to what was found; null: not yet."`
+	Skipped string      `json:"skipped" doc:"Why it was not read in the last pass; empty: it was."`
 }
 
 // ScrubStream is the scrub of one stream.
 type ScrubStream struct {
 	Stream   string        `json:"stream"`
-	Server   string        `json:"server"`   // whose copy is being read
-	Position uint64        `json:"position"` // sequence, of that copy
-	Of       uint64        `json:"of"`       // last sequence that is read
-	Began    events.Time   `json:"began"`    // of the pass that is on its way; null: none is
-	Last     *Pass         `json:"last"`     // last whole pass
-	Servers  []ScrubServer `json:"servers"`
-	Findings []Finding     `json:"findings"`
-	Error    string        `json:"error"` // why the last pass was not whole; it is tried again
+	Server   string        `json:"server" doc:"Whose copy is being read."`
+	Position uint64        `json:"position" doc:"Sequence up to which that copy has been read."`
+	Of       uint64        `json:"of" doc:"Last sequence that is read: what was signed goes so far."`
+	Began    events.Time   `json:"began" doc:"Of the pass on its way; null: none is."`
+	Last     *Pass         `json:"last,omitempty" doc:"The last whole pass; absent: there was none."`
+	Servers  []ScrubServer `json:"servers" nullable:"false"`
+	Findings []Finding     `json:"findings" nullable:"false" doc:"What is not as it was signed, and was not seen repaired yet. While there is any, of any stream, commands are refused and nothing is signed."`
+	Error    string        `json:"error" doc:"Why the last pass was not whole; it is tried again. Empty: it was."`
 }
 
 // ScrubState is how the scrub is doing, whichever process does it.
 type ScrubState struct {
-	Node    string        `json:"node"` // that scrubs; empty: none does
-	Rate    int64         `json:"rate"` // bytes a second
-	Streams []ScrubStream `json:"streams"`
+	Node    string        `json:"node" doc:"The process that scrubs; empty: none does now."`
+	Rate    int64         `json:"rate" doc:"Bytes a second that it reads at most."`
+	Streams []ScrubStream `json:"streams" nullable:"false"`
 }
 
 // scrub is a log's part in it. The state is one value in the bucket, which the process

@@ -3,8 +3,6 @@ package merkle_test
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/minio/highwayhash"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -186,84 +183,6 @@ func (s *scrubbed) fill() {
 	s.sealed(events.Usage, s.last)
 }
 
-// blocks are the data files of a stream.
-func blocks(t testing.TB, dir, stream string) []string {
-	t.Helper()
-	found, err := filepath.Glob(filepath.Join(dir, "jetstream", "*", "streams", stream, "msgs", "*.blk"))
-	if err != nil || len(found) == 0 {
-		t.Fatalf("no data files of %s in %s: %v", stream, dir, err)
-	}
-	slices.SortFunc(found, func(a, b string) int { return len(a) - len(b) })
-	return found
-}
-
-// flip changes a bit of a message in the only data file of a stream.
-func flip(t testing.TB, dir, stream string, sequence uint64) {
-	t.Helper()
-	rewrite(t, dir, stream, sequence, false, func(body []byte) { body[len(body)/2] ^= 4 })
-}
-
-// forge changes a message in the only data file of a stream, with the server's
-// checksum of it, as somebody can who reads nats-server's source.
-func forge(t testing.TB, dir, stream string, sequence uint64, old, new string) {
-	t.Helper()
-	rewrite(t, dir, stream, sequence, true, func(body []byte) {
-		i := bytes.LastIndex(body, []byte(old))
-		if i < 0 || len(old) != len(new) {
-			t.Fatalf("%q is not in %s", old, body)
-		}
-		copy(body[i:], new)
-	})
-}
-
-// rewrite changes what stands behind the header of a stored message: length (4),
-// sequence (8), time (8), length of the subject (2), subject, headers, body, checksum
-// (8) over all but the two lengths.
-func rewrite(t testing.TB, dir, stream string, sequence uint64, checksum bool, change func([]byte)) {
-	t.Helper()
-	all := blocks(t, dir, stream)
-	data, err := os.ReadFile(all[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	key := sha256.Sum256([]byte(stream + "-1"))
-	hash := func(record []byte, headers bool, subject int) []byte {
-		h, err := highwayhash.NewDigest64(key[:])
-		if err != nil {
-			t.Fatal(err)
-		}
-		h.Write(record[4:20])
-		h.Write(record[22 : 22+subject])
-		from := 22 + subject
-		if headers {
-			from += 4
-		}
-		h.Write(record[from : len(record)-8])
-		return h.Sum(nil)
-	}
-	for at := 0; at < len(data); {
-		length := binary.LittleEndian.Uint32(data[at:])
-		headers := length&(1<<31) != 0
-		record := data[at : at+int(length&^(1<<31))]
-		subject := int(binary.LittleEndian.Uint16(record[20:]))
-		if binary.LittleEndian.Uint64(record[4:]) == sequence {
-			if !bytes.Equal(record[len(record)-8:], hash(record, headers, subject)) {
-				t.Fatal("the checksum is another one than this test knows")
-			}
-			change(record[22+subject : len(record)-8])
-			if checksum {
-				copy(record[len(record)-8:], hash(record, headers, subject))
-			}
-			if err := os.WriteFile(all[0], data, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			return
-		}
-		at += len(record)
-	}
-	t.Fatalf("%s has no message %d", all[0], sequence)
-}
-
 // What NATS itself does not notice, a scrub does: which event, and what to do. Done
 // as the runbook says, the log goes on.
 func TestScrub(t *testing.T) {
@@ -291,11 +210,11 @@ func TestScrub(t *testing.T) {
 		sequence uint64
 		line     int
 	}{
-		{"flipped bit", func() { flip(t, s.dir, events.Usage, 17) }, events.Usage, merkle.FoundMissing, 17, 0},
-		{"flipped bit in the ledger", func() { flip(t, s.dir, events.Ledger, 120) }, events.Ledger, merkle.FoundMissing, 120, 0},
-		{"forged use", func() { forge(t, s.dir, events.Usage, 23, `"count":1`, `"count":7`) }, events.Usage, merkle.FoundAltered, 23, 19},
-		{"forged fact", func() { forge(t, s.dir, events.Ledger, 271, `live`, `test`) }, events.Ledger, merkle.FoundAltered, 271, 0},
-		{"unreadable use", func() { forge(t, s.dir, events.Usage, 5, `"count":1`, `"count",1`) }, events.Usage, merkle.FoundUnreadable, 5, 19},
+		{"flipped bit", func() { testenv.FlipBit(t, s.dir, events.Usage, 17) }, events.Usage, merkle.FoundMissing, 17, 0},
+		{"flipped bit in the ledger", func() { testenv.FlipBit(t, s.dir, events.Ledger, 120) }, events.Ledger, merkle.FoundMissing, 120, 0},
+		{"forged use", func() { testenv.Forge(t, s.dir, events.Usage, 23, `"count":1`, `"count":7`) }, events.Usage, merkle.FoundAltered, 23, 19},
+		{"forged fact", func() { testenv.Forge(t, s.dir, events.Ledger, 271, `live`, `test`) }, events.Ledger, merkle.FoundAltered, 271, 0},
+		{"unreadable use", func() { testenv.Forge(t, s.dir, events.Usage, 5, `"count":1`, `"count",1`) }, events.Usage, merkle.FoundUnreadable, 5, 19},
 		{"made anew with one event edited", func() { s.edited(events.Ledger, 33) }, events.Ledger, merkle.FoundAltered, 33, 0},
 	} {
 		t.Run(x.name, func(t *testing.T) {
@@ -407,7 +326,7 @@ func TestScrubRows(t *testing.T) {
 	t.Run("row and event", func(t *testing.T) {
 		s.t, s.stage.t = t, t
 		s.shut()
-		forge(t, s.dir, events.Usage, 20, `"count":1`, `"count":7`)
+		testenv.Forge(t, s.dir, events.Usage, 20, `"count":1`, `"count":7`)
 		if _, err := s.pool.Exec(t.Context(), `update keyledger.`+table+` set hashes = set_byte(hashes, 3210, get_byte(hashes, 3210) # 1) where level = 0 and number = 1`); err != nil {
 			t.Fatal(err)
 		}
@@ -415,7 +334,7 @@ func TestScrubRows(t *testing.T) {
 		s.finds(events.Usage, merkle.FoundTree, 13, 16)
 		s.finds(events.Usage, merkle.FoundAltered, 13, 0)
 		s.shut()
-		forge(t, s.dir, events.Usage, 20, `"count":7`, `"count":1`)
+		testenv.Forge(t, s.dir, events.Usage, 20, `"count":7`, `"count":1`)
 		s.start()
 		if _, err := s.runner.Rebuild(t.Context(), table, nil); err != nil {
 			t.Fatal(err)
@@ -538,8 +457,8 @@ func TestScrubOfReplicas(t *testing.T) {
 		sequence uint64
 		line     int
 	}{
-		{"flipped bit", 1, func(dir string) { flip(t, dir, events.Usage, 17) }, events.Usage, merkle.FoundMissing, 17, 0},
-		{"forged fact", 2, func(dir string) { forge(t, dir, events.Ledger, 120, `live`, `test`) }, events.Ledger, merkle.FoundAltered, 120, 0},
+		{"flipped bit", 1, func(dir string) { testenv.FlipBit(t, dir, events.Usage, 17) }, events.Usage, merkle.FoundMissing, 17, 0},
+		{"forged fact", 2, func(dir string) { testenv.Forge(t, dir, events.Ledger, 120, `live`, `test`) }, events.Ledger, merkle.FoundAltered, 120, 0},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			s.t, s.stage.t = t, t
