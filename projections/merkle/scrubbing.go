@@ -34,9 +34,7 @@ type scrubbing struct {
 	first   uint64 // sequence
 	bytes   int64
 	rows    []Finding // changed rows of the tree
-	compare int64     // leaves of the tree in PostgreSQL, when it was last looked at
 	doubted []uint64  // sequences at which changed rows of level 0 begin
-	absent  bool      // rows are not there yet
 }
 
 // errDamage says that the copy is not what was signed.
@@ -312,8 +310,7 @@ func (p *scrubbing) checkRow(ctx context.Context, t, row *tile) error {
 			return err
 		}
 		if leaves := (number + int64(t.width())) << (tileHeight * int(t.level)); sizes[p.stream] < leaves {
-			p.absent = true // it is being built
-			return nil
+			return nil // it is being built
 		}
 		p.note(t, "it is missing")
 		return nil
