@@ -197,23 +197,25 @@ func (e *edge) write(ctx context.Context, tx pgx.Tx, table string) error {
 	return err
 }
 
+// leafShare is how many records are worth another processor.
+const leafShare = 512
+
 // leafHashes hashes the records on all processors, where there are enough of them.
 func leafHashes(batch []events.Record) []tlog.Hash {
 	hashes := make([]tlog.Hash, len(batch))
-	const share = 512
 	hash := func(from, to int) {
 		for i := from; i < to; i++ {
 			l := audit.LeafOf(&batch[i])
 			hashes[i] = l.Hash()
 		}
 	}
-	if len(batch) <= share {
+	if len(batch) <= leafShare {
 		hash(0, len(batch))
 		return hashes
 	}
 	var wg sync.WaitGroup
 	workers := runtime.GOMAXPROCS(0)
-	part := max(share, (len(batch)+workers-1)/workers)
+	part := max(leafShare, (len(batch)+workers-1)/workers)
 	for from := 0; from < len(batch); from += part {
 		wg.Go(func() { hash(from, min(from+part, len(batch))) })
 	}

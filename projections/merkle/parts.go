@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/mod/sumdb/tlog"
@@ -25,66 +26,106 @@ var all = []byte{}
 // Apply adds a batch of whole messages.
 func (p Parts) Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) error {
 	hashes := leafHashes(batch)
-	changed := map[audit.Scope]*audit.Part{}
-	var order []*audit.Part
-	var ids [][]byte
-	var of [3]audit.Scope
-	each := func(add func(s audit.Scope, leaf tlog.Hash)) {
-		for i := range batch {
-			e := &batch[i].Event
-			for _, s := range scopes(e, &of) {
-				add(s, hashes[i])
-			}
-		}
-	}
-	each(func(s audit.Scope, _ tlog.Hash) {
-		if changed[s] == nil {
-			part := &audit.Part{Scope: s.ID()}
-			changed[s], order, ids = part, append(order, part), append(ids, part.Scope[:])
-		}
-	})
-	total, err := p.load(ctx, tx, order, ids)
+	parts, of := scopesOf(batch)
+	total, err := p.load(ctx, tx, parts)
 	if err != nil {
 		return err
 	}
 	if total == 0 && len(batch) > 0 && batch[0].Sequence != 1 {
 		return fmt.Errorf("%s is read from sequence %d: what its parts held before is not known", p.Stream, batch[0].Sequence)
 	}
-	each(func(s audit.Scope, leaf tlog.Hash) { changed[s].Add(leaf) })
+	addLeaves(parts, of, hashes)
 
-	n := len(order) + 1
-	counts, chains := make([]int64, n), make([][]byte, n)
-	for i, part := range order {
-		counts[i], chains[i] = part.Count, part.Chain[:]
+	n := len(parts) + 1
+	ids, counts, chains := make([][]byte, n), make([]int64, n), make([][]byte, n)
+	for i := range parts {
+		ids[i], counts[i], chains[i] = parts[i].Scope[:], parts[i].Count, parts[i].Chain[:]
 	}
-	ids = append(ids, all)
-	counts[n-1], chains[n-1] = total+int64(len(batch)), all
+	ids[n-1], counts[n-1], chains[n-1] = all, total+int64(len(batch)), all
 	_, err = tx.Exec(ctx, `insert into `+p.Table()+` (scope, events, chain) select * from unnest($1::bytea[], $2::bigint[], $3::bytea[]) order by 1
 		on conflict (scope) do update set events = excluded.events, chain = excluded.chain`, ids, counts, chains)
 	return err
 }
 
-func scopes(e *events.Envelope, room *[3]audit.Scope) []audit.Scope {
-	if e.Keyspace == "" {
-		return nil
+// partsOf are the places of a record's parts in a list; -1: it has no such part.
+type partsOf struct{ keyspace, owner, key int32 }
+
+// scopesOf lists the parts that a batch is about, empty, and where in the list those of
+// each record are. Records that follow each other are mostly of one keyspace, and often
+// of one owner.
+func scopesOf(batch []events.Record) (parts []audit.Part, of []partsOf) {
+	places := map[audit.Scope]int32{}
+	place := func(s audit.Scope) int32 {
+		at, ok := places[s]
+		if !ok {
+			at = int32(len(parts))
+			places[s] = at
+			parts = append(parts, audit.Part{Scope: s.ID()})
+		}
+		return at
 	}
-	list := append(room[:0], audit.Scope{Keyspace: e.Keyspace})
-	if e.Owner != "" {
-		list = append(list, audit.Scope{Keyspace: e.Keyspace, Owner: e.Owner})
+	of = make([]partsOf, len(batch))
+	var last *events.Envelope
+	for i := range batch {
+		e, at := &batch[i].Event, partsOf{-1, -1, -1}
+		if e.Keyspace != "" {
+			if last != nil && last.Keyspace == e.Keyspace {
+				at.keyspace = of[i-1].keyspace
+			} else {
+				at.keyspace = place(audit.Scope{Keyspace: e.Keyspace})
+			}
+			switch {
+			case e.Owner == "":
+			case last != nil && last.Keyspace == e.Keyspace && last.Owner == e.Owner:
+				at.owner = of[i-1].owner
+			default:
+				at.owner = place(audit.Scope{Keyspace: e.Keyspace, Owner: e.Owner})
+			}
+			if e.Key != "" {
+				at.key = place(audit.Scope{Keyspace: e.Keyspace, Owner: e.Owner, Key: e.Key})
+			}
+		}
+		of[i], last = at, e
 	}
-	if e.Key != "" {
-		list = append(list, audit.Scope{Keyspace: e.Keyspace, Owner: e.Owner, Key: e.Key})
+	return parts, of
+}
+
+// addLeaves extends the chains. Chains of different parts have nothing to do with each
+// other: one processor takes those of keyspaces and another the rest, where there is
+// enough to do.
+func addLeaves(parts []audit.Part, of []partsOf, hashes []tlog.Hash) {
+	add := func(at int32, leaf tlog.Hash) {
+		if at >= 0 {
+			parts[at].Add(leaf)
+		}
 	}
-	return list
+	var wide sync.WaitGroup
+	keyspaces := func() {
+		for i := range of {
+			add(of[i].keyspace, hashes[i])
+		}
+	}
+	if len(of) > leafShare {
+		wide.Go(keyspaces)
+	} else {
+		keyspaces()
+	}
+	for i := range of {
+		add(of[i].owner, hashes[i])
+		add(of[i].key, hashes[i])
+	}
+	wide.Wait()
 }
 
 // load fills in what is stored of parts, and returns how many events there are.
-func (p Parts) load(ctx context.Context, tx pgx.Tx, parts []*audit.Part, ids [][]byte) (total int64, err error) {
+func (p Parts) load(ctx context.Context, tx pgx.Tx, parts []audit.Part) (total int64, err error) {
 	byID := make(map[audit.ScopeID]*audit.Part, len(parts))
-	for _, part := range parts {
-		byID[part.Scope] = part
+	ids := make([][]byte, 0, len(parts)+1)
+	for i := range parts {
+		byID[parts[i].Scope] = &parts[i]
+		ids = append(ids, parts[i].Scope[:])
 	}
-	rows, err := tx.Query(ctx, `select scope, events, chain from `+p.Table()+` where scope = any($1)`, append(ids[:len(ids):len(ids)], all))
+	rows, err := tx.Query(ctx, `select scope, events, chain from `+p.Table()+` where scope = any($1)`, append(ids, all))
 	if err != nil {
 		return 0, err
 	}
