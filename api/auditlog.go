@@ -25,6 +25,9 @@ type LogKeys struct {
 	Key  string   `json:"key" doc:"The verifier key that signs now, C2SP signed-note; it is for all streams." example:"keyledger-9f3a0c1d2e4b5a67+1a2b3c4d+AeI…"`
 	Keys []LogKey `json:"keys" nullable:"false" doc:"All that the log ever had, newest first."`
 
+	Sequence uint64 `json:"sequence,omitempty" doc:"Of a rotation: of log.key_rotated on OPS."`
+	Replayed bool   `json:"replayed,omitempty" doc:"true: this Idempotency-Key had taken effect before."`
+
 	Policy string `json:"policy" doc:"Whose cosignatures the log asks for, in Sigsum's format: the operator's setting log_policy."`
 }
 
@@ -33,6 +36,7 @@ type LogKey struct {
 	Key   string      `json:"key"`
 	Since events.Time `json:"since"`
 	Until events.Time `json:"until" doc:"null: it signs now."`
+	Named string      `json:"named,omitempty" doc:"Signed note in which the key before names this one; absent: it is the first."`
 }
 
 // LogProof is that an event stands in a signed tree.
@@ -67,11 +71,21 @@ func (a *API) auditLog() {
 		Operation: huma.Operation{
 			OperationID: "rotate-log-key", Method: http.MethodPost, Path: "/v1/audit/log/key/rotate", Tags: []string{"Audit"},
 			Summary:     "Sign the audit log with a new key",
-			Description: "Announced by log.key_rotated on OPS, which the old key signs, so that whoever trusts that one can trust the new one. Old keys stay listed.",
+			Description: "Announced by log.key_rotated on OPS, which the old key signs, so that whoever trusts that one can trust the new one; witnesses follow by themselves. Old keys stay listed. Receipt: 1 gives one for that event, signed by the new key.",
 			Responses:   map[string]*huma.Response{"200": a.answer("The keys.", a.schema(LogKeys{}))},
 		},
-		action: domain.Operate,
+		action: domain.Operate, command: true,
 	}, a.rotateLogKey)
+	a.stream(route{
+		Operation: huma.Operation{
+			OperationID: "log-key-successor", Method: http.MethodGet, Path: "/v1/audit/log/successor/{hash}", Tags: []string{"Audit"},
+			Summary:     "What a key of the log says of the next one",
+			Description: "A signed note, by the key of this hash, that names the verifier key which signs after it: whoever trusts the one trusts the other.",
+			Parameters:  []*huma.Param{pathParam("hash", "The second part of a verifier key, eight hexadecimal digits.", "1a2b3c4d")},
+			Responses:   text("A signed note.", "text/plain"),
+		},
+		action: domain.LogRead, absent: true,
+	}, a.logSuccessor)
 	a.stream(route{
 		Operation: huma.Operation{
 			OperationID: "log-checkpoint", Method: http.MethodGet, Path: "/v1/audit/log/{stream}/checkpoint", Tags: []string{"Audit"},
@@ -160,16 +174,16 @@ func (a *API) logKey(w http.ResponseWriter, r *http.Request, _ *call) error {
 	if err != nil {
 		return err
 	}
-	return answerKeys(w, log)
+	return answerKeys(w, log, merkle.Rotation{})
 }
 
-func answerKeys(w http.ResponseWriter, log *merkle.Log) error {
-	k := LogKeys{Name: log.Name(), Key: log.Key(), Keys: []LogKey{}, Policy: string(log.Policy())}
+func answerKeys(w http.ResponseWriter, log *merkle.Log, done merkle.Rotation) error {
+	k := LogKeys{Name: log.Name(), Key: log.Key(), Keys: []LogKey{}, Policy: string(log.Policy()), Sequence: done.Sequence, Replayed: done.Replayed}
 	if k.Key == "" {
 		return logError(merkle.ErrDoubt)
 	}
 	for _, key := range log.Keys() {
-		k.Keys = append(k.Keys, LogKey{key.Verifier, key.Since, key.Until})
+		k.Keys = append(k.Keys, LogKey{key.Verifier, key.Since, key.Until, key.Named})
 	}
 	writeJSON(w, http.StatusOK, "application/json", k)
 	return nil
@@ -180,12 +194,42 @@ func (a *API) rotateLogKey(w http.ResponseWriter, r *http.Request, c *call) erro
 	if err != nil {
 		return err
 	}
-	if _, err := log.Rotate(r.Context(), func(e *events.Envelope) {
+	q, err := a.request(r.Context())
+	if err != nil {
+		return err
+	}
+	command := events.NewID("cmd", a.Now())
+	if q.IdempotencyKey != "" {
+		command = domain.CommandID(q.Authority.Actor, q.IdempotencyKey, q.Body)
+		if which, _, ok := domain.SplitCommandID(command); ok {
+			if _, used := a.Ring.Done(which, a.Now()); used {
+				return problem(http.StatusConflict, "IDEMPOTENCY_KEY_REUSED", "This Idempotency-Key was used for another command in the last 24 hours: take a new one.")
+			}
+		}
+	}
+	done, err := log.Rotate(r.Context(), command, func(e *events.Envelope) {
 		e.Actor, e.Via, e.RequestID = c.authority.Actor, c.via(), c.requestID
-	}); err != nil {
+	})
+	if err != nil {
 		return logError(err)
 	}
-	return answerKeys(w, log)
+	w.Header().Set("Ledger-Sequence", strconv.FormatUint(a.Ring.Sequence(), 10))
+	a.giveOpsReceipt(r.Context(), done.Sequence)
+	return answerKeys(w, log, done)
+}
+
+func (a *API) logSuccessor(w http.ResponseWriter, r *http.Request, _ *call) error {
+	log, _, err := a.logOf(r)
+	if err != nil {
+		return err
+	}
+	hash, err := strconv.ParseUint(r.PathValue("hash"), 16, 32)
+	named, ok := log.Successor(uint32(hash))
+	if err != nil || !ok {
+		return problem(http.StatusNotFound, "NOT_FOUND", "The log has no key of this hash, or it has named none after it.")
+	}
+	writeText(w, "no-store", named)
+	return nil
 }
 
 func (a *API) logCheckpoint(w http.ResponseWriter, r *http.Request, _ *call) error {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -241,7 +242,38 @@ func TestLogRefusals(t *testing.T) {
 	}
 	before := s.must("GET", "/v1/audit/log/key", auditor, "").json["key"]
 	s.refused(s.do("POST", "/v1/audit/log/key/rotate", auditor, ""), 403, "FORBIDDEN")
-	after := s.must("POST", "/v1/audit/log/key/rotate", s.root, "")
+	w, _ := s.newWitness("follows.example")
+	look := func() {
+		t.Helper()
+		if _, err := w.Look(t.Context(), events.Ops, s.fetch(auditor)); err != nil {
+			t.Error(err)
+		}
+	}
+	look()
+	after := s.must("POST", "/v1/audit/log/key/rotate", s.root, "", "Idempotency-Key", "one", "Receipt", "1")
+	again := s.must("POST", "/v1/audit/log/key/rotate", s.root, "", "Idempotency-Key", "one", "Receipt", "1")
+	if again.json["replayed"] != true || again.json["key"] != after.json["key"] || again.json["sequence"] != after.json["sequence"] ||
+		again.header.Get("Receipt") != after.header.Get("Receipt") || after.header.Get("Ledger-Sequence") != strconv.FormatUint(s.head(), 10) {
+		t.Errorf("the same again is answered %s, %v", again.body, again.header)
+	}
+	if l := s.receipts(s.logKey(), after.header.Values("Receipt")); len(l) != 1 || l[0].Stream != events.Ops || float64(l[0].Sequence) != after.json["sequence"] {
+		t.Errorf("the receipt is %+v", l)
+	}
+	s.must("PUT", "/v1/keyspaces/pb/owners/org_7", s.root, `{"name":"seven"}`, "Idempotency-Key", "two")
+	s.refused(s.do("POST", "/v1/audit/log/key/rotate", s.root, "", "Idempotency-Key", "two"), 409, "IDEMPOTENCY_KEY_REUSED")
+	oldHash := strings.Split(before.(string), "+")[1]
+	if named := s.must("GET", "/v1/audit/log/successor/"+oldHash, auditor, ""); !strings.Contains(string(named.body), after.json["key"].(string)) {
+		t.Errorf("the old key says %s", named.body)
+	}
+	s.refused(s.do("GET", "/v1/audit/log/successor/00000000", auditor, ""), 404, "NOT_FOUND")
+	s.refused(s.do("GET", "/v1/audit/log/successor/x", auditor, ""), 404, "NOT_FOUND")
+	if _, err := s.deps.AuditLog.Sealed(ctx, events.Ops, uint64(after.json["sequence"].(float64))); err != nil {
+		t.Fatal(err)
+	}
+	look()
+	if len(w.Keys()) != 2 {
+		t.Errorf("the witness knows %d keys", len(w.Keys()))
+	}
 	if after.json["key"] == before || len(after.json["keys"].([]any)) != 2 {
 		t.Errorf("%s", after.body)
 	}

@@ -73,6 +73,26 @@ func (a *API) giveReceipts(ctx context.Context, out any) {
 	}
 }
 
+// giveOpsReceipt answers with the receipt of an act on OPS where one was asked for.
+func (a *API) giveOpsReceipt(ctx context.Context, sequence uint64) {
+	c := callOf(ctx)
+	if c.answerHeader == nil {
+		return
+	}
+	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), receiptTime)
+	defer cancel()
+	records, err := a.Ledger.At(wait, events.Ops, sequence)
+	if err == nil {
+		var n []byte
+		if n, err = a.AuditLog.Receipt(audit.LeafOf(&records[0])); err == nil {
+			c.answerHeader.Set(receiptHeader, base64.StdEncoding.EncodeToString(n))
+			return
+		}
+	}
+	a.Log.LogAttrs(ctx, slog.LevelWarn, "an act is answered without its receipt", slog.String("request_id", c.requestID), slog.Any("error", err))
+	c.answerHeader.Set(receiptMissing, receiptAgain)
+}
+
 const receiptAgain = "the command took effect; repeat it with the same Idempotency-Key for its receipt"
 
 // receiptsOf are the receipts for the events of a command, the last of which is at a

@@ -21,6 +21,10 @@ func SignSuccessor(verifierKey string, by note.Signer) ([]byte, error) {
 	return note.Sign(&note.Note{Text: successorKind + "\n" + verifierKey + "\n"}, by)
 }
 
+// SuccessorPath is where a published log shows what a key of it says of the next one,
+// below the streams' directories: successor/<the key's hash, hexadecimal>.
+func SuccessorPath(key note.Verifier) string { return fmt.Sprintf("successor/%08x", key.KeyHash()) }
+
 // OpenSuccessor reads what [SignSuccessor] wrote. It fails where none of the keys
 // signed it, and where the key that it names is not of their log.
 func OpenSuccessor(statement []byte, keys ...note.Verifier) (string, note.Verifier, error) {

@@ -373,7 +373,7 @@ func TestCluster(t *testing.T) {
 	if _, err := log.Sealed(ctx, events.Feed, 0); err != nil {
 		t.Errorf("as %s: %v", service, err)
 	}
-	if _, err := log.Rotate(ctx, nil); err != nil {
+	if _, err := log.Rotate(ctx, "", nil); err != nil {
 		t.Errorf("as %s: %v", service, err)
 	}
 	ended()

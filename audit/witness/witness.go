@@ -6,6 +6,7 @@
 //	key, made, err := witness.Key(dir, name)            // its verifier key, made where there is none
 //	w, err := witness.Open(dir, log keys)               // takes the directory for itself
 //	seen, err := w.Look(ctx, events.Ledger, fetch)      // Seen, or *Alarm
+//	w.Keys()                                            // of the log, with those that it followed
 //
 // It promises that it never cosigns two roots for one size, nor a tree that does not
 // contain the last one it cosigned, whatever was killed: a cosignature is on disk,
@@ -14,6 +15,10 @@
 // [Alarm], with both checkpoints kept as files: two notes signed by one key that
 // cannot both be true need no further witness. Tiles are checked against the signed
 // root before they are believed, so it does not matter who sends them.
+//
+// A log that has a new key is followed by itself, when the key before it says so in a
+// signed note: whoever trusts that one trusts the other. The note is on disk before the
+// new key is believed. What was cosigned binds under every key.
 //
 // How it can disappoint. The first checkpoint is taken as it is. It sees sizes and
 // hashes, no events: that an event was recorded at all it cannot know. Whoever can
@@ -110,6 +115,7 @@ const (
 	keyFile   = "witness.key"
 	stateFile = "last"
 	kept      = "cosigned"
+	followed  = "successor" // what keys of the log say of the next ones
 	evidence  = "evidence"
 )
 
@@ -189,13 +195,85 @@ func Open(dir string, keys []note.Verifier) (*Witness, error) {
 	} else if !ok {
 		return nil, fmt.Errorf("another witness works in %s: one at a time has a directory", dir)
 	}
+	err = w.loadKeys()
 	for _, stream := range audit.Streams {
-		if err := w.load(stream); err != nil {
-			_ = w.Close()
-			return nil, err
+		if err == nil {
+			err = w.load(stream)
 		}
 	}
+	if err != nil {
+		_ = w.Close()
+		return nil, err
+	}
 	return w, nil
+}
+
+// Keys are the verifier keys of the log that are believed: those that were given, and
+// those that they led to.
+func (w *Witness) Keys() []note.Verifier { return slices.Clone(w.keys) }
+
+// loadKeys follows what was followed before.
+func (w *Witness) loadKeys() error {
+	_, err := w.follow(func(key note.Verifier) ([]byte, error) {
+		b, err := os.ReadFile(filepath.Join(w.dir, filepath.FromSlash(audit.SuccessorPath(key))))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return b, err
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", filepath.Join(w.dir, followed), err)
+	}
+	return nil
+}
+
+// maxRotations is how many keys a witness follows at most.
+const maxRotations = 1000
+
+// follow believes the keys that those it believes name, as far as ask has notes of
+// them, and returns how many are new.
+func (w *Witness) follow(ask func(note.Verifier) ([]byte, error)) (more int, err error) {
+	for i := 0; i < len(w.keys) && len(w.keys) < maxRotations; i++ {
+		statement, err := ask(w.keys[i])
+		if err != nil || statement == nil {
+			if err != nil {
+				return more, err
+			}
+			continue
+		}
+		_, next, err := audit.OpenSuccessor(statement, w.keys[i])
+		if err != nil {
+			return more, err
+		}
+		if !slices.ContainsFunc(w.keys, func(k note.Verifier) bool { return k.KeyHash() == next.KeyHash() }) {
+			w.keys, more = append(w.keys, next), more+1
+		}
+	}
+	return more, nil
+}
+
+// followLog asks the log for keys that it has now, and remembers what shows that they
+// are its.
+func (w *Witness) followLog(ctx context.Context, fetch Fetch) (bool, error) {
+	more, err := w.follow(func(key note.Verifier) ([]byte, error) {
+		path := audit.SuccessorPath(key)
+		b, err := fetch(ctx, path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		if err == nil {
+			_, _, err = audit.OpenSuccessor(b, key)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		if err := os.MkdirAll(filepath.Join(w.dir, followed), 0o700); err != nil {
+			return nil, err
+		}
+		dir, name := filepath.Split(filepath.Join(w.dir, filepath.FromSlash(path)))
+		return b, replace(dir, name, b)
+	})
+	return more > 0, err
 }
 
 // Close gives the directory back.
@@ -268,6 +346,14 @@ func (w *Witness) Look(ctx context.Context, stream string, fetch Fetch) (Seen, e
 			return Seen{}, fmt.Errorf("the checkpoint of %s: %w", stream, err)
 		}
 		c, n, err := audit.Open(shown, audit.Origin(w.log, stream), w.keys...)
+		if _, unknown := errors.AsType[*note.UnverifiedNoteError](err); unknown {
+			more, failed := w.followLog(ctx, fetch)
+			if failed != nil {
+				err = fmt.Errorf("%w; and what its keys say of the next ones: %w", err, failed)
+			} else if more {
+				c, n, err = audit.Open(shown, audit.Origin(w.log, stream), w.keys...)
+			}
+		}
 		if err != nil || c.Of != nil {
 			return Seen{}, fmt.Errorf("the checkpoint of %s: %w: %w", stream, ErrNotSigned, cmp.Or(err, errors.New("it is one of parts")))
 		}

@@ -36,6 +36,8 @@ type madeLog struct {
 	lost   bool  // its tiles cannot be had
 	whole  bool  // its partial tiles are gone where there is a whole one
 	bad    bool  // a bit of each tile is wrong
+
+	named map[string][]byte // what its keys say of the next ones, by path
 }
 
 func newLog(t testing.TB) *madeLog {
@@ -48,6 +50,21 @@ func newLog(t testing.TB) *madeLog {
 	l.signer, _ = note.NewSigner(secret)
 	l.key, _ = note.NewVerifier(public)
 	return l
+}
+
+// rotate gives it another key, named by a signer.
+func (l *madeLog) rotate(t testing.TB, by note.Signer) {
+	t.Helper()
+	next := newLog(t)
+	statement, err := audit.SignSuccessor(next.text, by)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.named == nil {
+		l.named = map[string][]byte{}
+	}
+	l.named[audit.SuccessorPath(l.key)] = statement
+	l.signer, l.key, l.text = next.signer, next.key, next.text
 }
 
 // fork is a log with the same key that differs from a leaf on.
@@ -97,6 +114,12 @@ func (l *madeLog) fetch(_ context.Context, path string) ([]byte, error) {
 	if path == "ledger/checkpoint" {
 		return l.checkpoint(), nil
 	}
+	if strings.HasPrefix(path, "successor/") {
+		if l.named[path] == nil {
+			return nil, fs.ErrNotExist
+		}
+		return l.named[path], nil
+	}
 	t, err := tlog.ParseTilePath("tile/8/" + strings.TrimPrefix(path, "ledger/tile/"))
 	if err != nil {
 		return nil, err
@@ -123,6 +146,87 @@ func open(t testing.TB, dir string, l *madeLog) *witness.Witness {
 	w.Patience = 0
 	t.Cleanup(func() { _ = w.Close() })
 	return w
+}
+
+// A new key of the log is followed when the one before it names it, over several
+// rotations and a start with the first key alone; what was cosigned before binds on.
+func TestRotationIsFollowed(t *testing.T) {
+	l, dir := newLog(t), t.TempDir()
+	first := l.key
+	l.grow(3, "leaf")
+	w := open(t, dir, l)
+	look := func() (witness.Seen, error) { return w.Look(t.Context(), events.Ledger, l.fetch) }
+	if _, err := look(); err != nil {
+		t.Fatal(err)
+	}
+	reopen := func() {
+		t.Helper()
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if w, err = witness.Open(dir, []note.Verifier{first}); err != nil {
+			t.Fatal(err)
+		}
+		w.Patience = 0
+	}
+	defer func() { _ = w.Close() }()
+	for i := range 3 {
+		l.rotate(t, l.signer)
+		if i == 1 {
+			l.rotate(t, l.signer) // twice while the witness was away
+		}
+		l.grow(int64(10*(i+1)), "leaf")
+		seen, err := look()
+		if err != nil || !seen.New || seen.First {
+			t.Fatalf("%+v, %v", seen, err)
+		}
+		if _, err := note.Open(seen.Note, note.VerifierList(l.key)); err != nil {
+			t.Errorf("the new key has not signed what was cosigned: %v", err)
+		}
+		if i == 1 {
+			reopen()
+			if n := len(w.Keys()); n != 4 {
+				t.Errorf("after a start it knows %d keys", n)
+			}
+		}
+	}
+	// The statement is not asked for again: the log may be away with it.
+	l.named = nil
+	reopen()
+	l.grow(40, "leaf")
+	if seen, err := look(); err != nil || !seen.New {
+		t.Errorf("%+v, %v", seen, err)
+	}
+
+	// Whoever cannot sign with the old key leads no witness to another one.
+	stranger := newLog(t)
+	for name, statement := range map[string]func() []byte{
+		"nothing":              func() []byte { return nil },
+		"signed by a stranger": func() []byte { b, _ := audit.SignSuccessor(stranger.text, stranger.signer); return b },
+		"no statement":         func() []byte { return l.checkpoint() },
+	} {
+		f := l.fork(40)
+		f.grow(50, "another")
+		f.named = map[string][]byte{}
+		if b := statement(); b != nil {
+			f.named[audit.SuccessorPath(l.key)] = b
+		}
+		f.signer, f.key = stranger.signer, stranger.key
+		if _, err := w.Look(t.Context(), events.Ledger, f.fetch); !errors.Is(err, witness.ErrNotSigned) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A rotation does not make it forget: another history under a new key is an alarm.
+	f := l.fork(20)
+	f.grow(60, "another")
+	f.rotate(t, l.signer)
+	if _, err := w.Look(t.Context(), events.Ledger, f.fetch); err == nil {
+		t.Error("another history under a new key was cosigned")
+	} else if _, ok := errors.AsType[*witness.Alarm](err); !ok {
+		t.Errorf("%v", err)
+	}
+	reopen()
 }
 
 // What it cosigns other people's library accepts, as the log's and as its own.

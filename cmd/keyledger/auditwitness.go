@@ -47,7 +47,8 @@ address with a root key of role auditor, or a directory where the log is publish
 
 What it cosigned is in --state-dir before it is given back to the log. A log that
 shows a smaller tree, or one that does not contain the last, is an alarm: nothing is
-cosigned, both checkpoints are kept as files, and the exit code is 7.`,
+cosigned, both checkpoints are kept as files, and the exit code is 7. A new key of the
+log is followed when the key before it has signed a note that names it.`,
 		Example: `  keyledger audit witness key --state-dir /var/lib/witness --name witness.example.com
   keyledger audit witness --state-dir /var/lib/witness --log https://keys.example.com --log-key log.key --token-file auditor.key
   keyledger audit witness --once --state-dir /var/lib/witness --log /mnt/published-log --log-key log.key`,
@@ -164,13 +165,17 @@ func (a *app) witness(ctx context.Context, f witnessFlags) error {
 func (a *app) witnessRound(ctx context.Context, w *witness.Witness, key string, fetch witness.Fetch, to give) error {
 	var failed []error
 	for _, stream := range audit.Streams {
+		known := len(w.Keys())
 		seen, err := w.Look(ctx, stream, fetch)
+		for _, k := range w.Keys()[known:] {
+			a.note("%s  the log has a new key, %s+%08x: the one before it has signed that; it is followed from now on", a.now().UTC().Format(time.RFC3339), clean(k.Name()), k.KeyHash())
+		}
 		if _, ok := errors.AsType[*witness.Alarm](err); ok {
 			failed = append([]error{&exitError{exitProof, "LOG_FORKED", err}}, failed...)
 			continue
 		}
 		if errors.Is(err, witness.ErrNotSigned) {
-			err = &exitError{exitProof, "NOT_SIGNED", fmt.Errorf("%w; where the log has a new key, and an event log.key_rotated that the old one signed says so, give it with --log-key too", err)}
+			err = &exitError{exitProof, "NOT_SIGNED", fmt.Errorf("%w; a new key of the log is followed where the old one has signed a note that names it, and there is none: where the log was begun anew, give its key with --log-key", err)}
 			failed = append([]error{err}, failed...)
 			continue
 		}

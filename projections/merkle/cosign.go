@@ -177,7 +177,7 @@ func (l *Log) Shown(ctx context.Context, stream, which string) ([]byte, error) {
 	case Cosigned:
 		for _, x := range slices.Backward(list) {
 			if l.o.Policy.Satisfied([]byte(x.Note)) {
-				return []byte(x.Note), nil
+				return l.renewed(ctx, stream, newest, []byte(x.Note))
 			}
 		}
 		return nil, fmt.Errorf("%s has no checkpoint yet that the witnesses have cosigned as the policy asks: %w", stream, ErrNotSealed)
@@ -186,12 +186,58 @@ func (l *Log) Shown(ctx context.Context, stream, which string) ([]byte, error) {
 			return []byte(list[n-1].Note), nil
 		}
 	}
+	return l.withCosignatures(newest, list), nil
+}
+
+// withCosignatures is a checkpoint with those that it has.
+func (l *Log) withCosignatures(c Signed, list []cosigned) []byte {
 	for _, x := range list {
-		if strings.HasPrefix(x.Note, newest.Text()+"\n") {
-			return []byte(x.Note), nil
+		if !strings.HasPrefix(x.Note, c.Text()+"\n") {
+			continue
+		}
+		ours, err := note.Open(c.Note, note.VerifierList(l.Verifiers()...))
+		if err != nil {
+			break
+		}
+		// The log's signature here may be one by an older key.
+		if merged, err := l.merge(ours.Text, ours.Sigs, nil, x.Note); err == nil {
+			return merged
 		}
 	}
-	return newest.Note, nil
+	return c.Note
+}
+
+// renewed is a checkpoint that has a signature by the key that signs now: one that was
+// cosigned before the key was rotated gets it when the tree here contains it.
+func (l *Log) renewed(ctx context.Context, stream string, newest Signed, given []byte) ([]byte, error) {
+	e, err := l.open(stream, "a witness", given)
+	if err != nil {
+		return nil, err
+	}
+	signer := l.signing()
+	if signer == nil || e.signedBy(signer) || e.Size > newest.Size {
+		return given, nil
+	}
+	root, err := tlog.TreeHash(e.Size, l.HashReader(ctx, stream, newest.Tree))
+	if err != nil {
+		return nil, fmt.Errorf("the tree over %s at %d: %w", stream, e.Size, altered(err))
+	}
+	if root != e.Root {
+		return nil, fmt.Errorf("the tree over %s at %d has the root %s, and what witnesses have cosigned %s: %w", stream, e.Size, root, e.Root, ErrAltered)
+	}
+	ours, err := note.Sign(&note.Note{Text: e.Text()}, signer)
+	if err != nil {
+		return nil, err
+	}
+	n, err := note.Open(ours, note.VerifierList(l.Verifiers()...))
+	if err != nil {
+		return nil, err
+	}
+	old, err := note.Open(given, note.VerifierList(l.Verifiers()...))
+	if err != nil {
+		return nil, err
+	}
+	return l.merge(n.Text, append(n.Sigs, old.Sigs...), nil, string(given))
 }
 
 // Witnessed is the newest checkpoint that has all cosignatures that the policy asks for
@@ -212,6 +258,9 @@ func (l *Log) Witnessed(ctx context.Context, stream string, size int64) (Signed,
 		e, err := l.open(stream, "a witness", []byte(x.Note))
 		if err != nil || e.Size < size || e.Size > newest.Size || !l.o.Policy.Satisfied([]byte(x.Note)) {
 			continue
+		}
+		if e.Note, err = l.renewed(ctx, stream, newest, e.Note); err != nil {
+			return Signed{}, nil, err
 		}
 		if size == 0 || size == e.Size {
 			return e.Signed, nil, nil

@@ -31,7 +31,10 @@ type storedKey struct {
 	Verifier string      `json:"verifier"` // verifier key, C2SP signed-note
 	Secret   []byte      `json:"secret"`   // signer key, wrapped by the master key
 	Since    events.Time `json:"since"`
-	Event    string      `json:"event,omitempty"` // id of the event that announces it; the first has none
+	// Of the event that announces it; the first has none.
+	Event    string `json:"event,omitempty"`    // id
+	Sequence uint64 `json:"sequence,omitempty"` // on OPS
+	Command  string `json:"command,omitempty"`  // that asked for it
 }
 
 // logKey is a key that is open.
@@ -39,6 +42,7 @@ type logKey struct {
 	verifier note.Verifier
 	text     string
 	since    events.Time
+	named    []byte // note in which the key before it names it; the first has none
 }
 
 // Key is a verifier key of the log.
@@ -46,6 +50,7 @@ type Key struct {
 	Verifier string      `json:"key"` // C2SP signed-note verifier key: name+hash+key
 	Since    events.Time `json:"since"`
 	Until    events.Time `json:"until"` // null: it signs now
+	Named    string      `json:"named"` // note in which the key before it names it, see [audit.OpenSuccessor]; empty: the first
 }
 
 // Name is the log's: the first part of every origin. Empty while its key is in doubt.
@@ -72,13 +77,26 @@ func (l *Log) Keys() []Key {
 	defer l.mu.Unlock()
 	var list []Key
 	for i, k := range l.keys {
-		key := Key{Verifier: k.text, Since: k.since}
+		key := Key{Verifier: k.text, Since: k.since, Named: string(k.named)}
 		if i > 0 {
 			key.Until = l.keys[i-1].since
 		}
 		list = append(list, key)
 	}
 	return list
+}
+
+// Successor is the note in which a key of the log, by its hash, names the next one;
+// false where it has named none.
+func (l *Log) Successor(hash uint32) ([]byte, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, k := range l.keys {
+		if k.verifier.KeyHash() == hash && i > 0 {
+			return l.keys[i-1].named, true
+		}
+	}
+	return nil, false
 }
 
 // Verifiers are the same, to open checkpoints with.
@@ -173,18 +191,25 @@ func (l *Log) openKeys(value []byte, s *stored) *Doubt {
 		return doubt("is not as it was written")
 	}
 	var keys []logKey
+	var signer note.Signer // of the key before
 	for _, k := range s.Keys {
 		v, err := note.NewVerifier(k.Verifier)
 		if err != nil || v.Name() != s.Name {
 			return doubt("is not as it was written")
 		}
-		keys = append(keys, logKey{v, k.Verifier, k.Since})
+		key := logKey{verifier: v, text: k.Verifier, since: k.Since}
+		if signer != nil {
+			// Ed25519 signs the same text in one way: this is the note in the event.
+			if key.named, err = audit.SignSuccessor(k.Verifier, signer); err != nil {
+				return doubt("cannot be used: " + err.Error())
+			}
+		}
+		if signer, err = l.unwrap(k); err != nil {
+			return doubt("cannot be used: " + err.Error())
+		}
+		keys = append(keys, key)
 	}
 	slices.Reverse(keys)
-	signer, err := l.unwrap(s.Keys[len(s.Keys)-1])
-	if err != nil {
-		return doubt("cannot be used: " + err.Error())
-	}
 	l.set(func() { l.keys, l.signer, l.doubt = keys, signer, nil })
 	return nil
 }
@@ -214,49 +239,72 @@ func (l *Log) set(change func()) {
 // ErrDoubt says that the log's key is in doubt and cannot be changed.
 var ErrDoubt = errors.New("the key of the log is in doubt")
 
+// Rotation is what became of a [Log.Rotate].
+type Rotation struct {
+	Key      Key
+	Sequence uint64 // of its event on OPS
+	Replayed bool   // the command had taken effect before
+}
+
+// rememberCommand is how long a command that is repeated is known.
+const rememberCommand = 24 * time.Hour
+
 // Rotate makes a new key, announces it with an event on OPS that the old one has
 // signed, and signs with it from then on. Old keys stay listed. What is cut off in
-// the middle is finished by the next look at the keys. by fills in who did it.
-func (l *Log) Rotate(ctx context.Context, by func(*events.Envelope)) (Key, error) {
+// the middle is finished by the next look at the keys. The same command again within 24
+// hours makes no other key. by fills in who did it.
+func (l *Log) Rotate(ctx context.Context, command string, by func(*events.Envelope)) (Rotation, error) {
 	l.keyed.Lock()
 	defer l.keyed.Unlock()
 	for {
 		value, revision, err := l.get(ctx, keyPlace)
 		if err != nil {
-			return Key{}, err
+			return Rotation{}, err
 		}
 		var s stored
 		if value == nil {
-			return Key{}, ErrDoubt
+			return Rotation{}, ErrDoubt
 		}
 		if doubt := l.openKeys(value, &s); doubt != nil {
-			return Key{}, fmt.Errorf("%w: %w", ErrDoubt, doubt)
+			return Rotation{}, fmt.Errorf("%w: %w", ErrDoubt, doubt)
+		}
+		if at := slices.IndexFunc(s.Keys, func(k storedKey) bool {
+			return k.Command == command && command != "" && time.Since(k.Since.Time()) < rememberCommand
+		}); at >= 0 {
+			return Rotation{l.Keys()[len(s.Keys)-1-at], s.Keys[at].Sequence, true}, nil
 		}
 		if s.Next == nil {
 			next, err := l.newKey(s.Name)
 			if err != nil {
-				return Key{}, err
+				return Rotation{}, err
 			}
-			next.Event = events.NewID("evt", time.Now())
+			next.Event, next.Command = events.NewID("evt", time.Now()), command
 			s.Next = &next
 			if value, err = json.Marshal(s); err != nil {
-				return Key{}, err
+				return Rotation{}, err
 			}
 			if revision, err = l.kv.Update(ctx, keyPlace, value, revision); isTaken(err) {
 				continue
 			} else if err != nil {
-				return Key{}, fmt.Errorf("store the next key of the audit log: %w", err)
+				return Rotation{}, fmt.Errorf("store the next key of the audit log: %w", err)
 			}
 		}
-		if err := l.announce(ctx, s, by); err != nil {
-			return Key{}, err
+		ours := s.Next.Command == command
+		if !ours {
+			by = nil // it is another's, which is finished first
 		}
-		if err := l.adopt(ctx, s, revision); isTaken(err) {
+		sequence, err := l.announce(ctx, s, by)
+		if err != nil {
+			return Rotation{}, err
+		}
+		if err := l.adopt(ctx, s, sequence, revision); isTaken(err) {
 			continue
 		} else if err != nil {
-			return Key{}, err
+			return Rotation{}, err
 		}
-		return l.Keys()[0], nil
+		if ours {
+			return Rotation{Key: l.Keys()[0], Sequence: sequence}, nil
+		}
 	}
 }
 
@@ -265,10 +313,11 @@ const rotationTime = 10 * time.Second
 
 // finishRotation goes on where a process ended in the middle.
 func (l *Log) finishRotation(ctx context.Context, s stored, revision uint64) error {
-	if err := l.announce(ctx, s, nil); err != nil {
+	sequence, err := l.announce(ctx, s, nil)
+	if err != nil {
 		return err
 	}
-	err := l.adopt(ctx, s, revision)
+	err = l.adopt(ctx, s, sequence, revision)
 	if isTaken(err) {
 		return nil // somebody else did; the next look sees it
 	}
@@ -278,30 +327,31 @@ func (l *Log) finishRotation(ctx context.Context, s stored, revision uint64) err
 // announce records the next key. Its event has an id that was chosen with the key,
 // so that announcing it again within the server's memory adds nothing; a second
 // announcement later says the same.
-func (l *Log) announce(ctx context.Context, s stored, by func(*events.Envelope)) error {
+func (l *Log) announce(ctx context.Context, s stored, by func(*events.Envelope)) (uint64, error) {
 	old := s.Keys[len(s.Keys)-1]
 	signer, err := l.unwrap(old)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	statement, err := audit.SignSuccessor(s.Next.Verifier, signer)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	e := events.New(events.LogKeyRotated{Previous: old.Verifier, Key: s.Next.Verifier, Statement: string(statement)}, time.Now())
-	e.ID = s.Next.Event
+	e.ID, e.Command = s.Next.Event, s.Next.Command
 	e.Actor, e.Via = events.Actor{Type: "system", ID: l.o.Node}, "log"
 	if by != nil {
 		by(&e)
 	}
-	if _, err := l.o.Ledger.AppendOps(ctx, e); err != nil {
-		return fmt.Errorf("record the next key of the audit log: %w", err)
+	sequence, err := l.o.Ledger.AppendOps(ctx, e)
+	if err != nil {
+		return 0, fmt.Errorf("record the next key of the audit log: %w", err)
 	}
-	return nil
+	return sequence, nil
 }
 
-func (l *Log) adopt(ctx context.Context, s stored, revision uint64) error {
-	s.Next.Since = events.At(time.Now())
+func (l *Log) adopt(ctx context.Context, s stored, sequence, revision uint64) error {
+	s.Next.Since, s.Next.Sequence = events.At(time.Now()), sequence
 	s.Keys, s.Next = append(s.Keys, *s.Next), nil
 	value, err := json.Marshal(s)
 	if err != nil {

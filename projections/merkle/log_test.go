@@ -253,9 +253,13 @@ func TestRotation(t *testing.T) {
 	s.facts(1)
 	s.sealed(events.Ledger, 1)
 	old := s.verifier()
-	next, err := s.log.Rotate(t.Context(), func(e *events.Envelope) { e.Actor.ID = "key_1" })
+	rotated, err := s.log.Rotate(t.Context(), "cmd_1", func(e *events.Envelope) { e.Actor.ID = "key_1" })
 	if err != nil {
 		t.Fatal(err)
+	}
+	next := rotated.Key
+	if again, err := s.log.Rotate(t.Context(), "cmd_1", nil); err != nil || !again.Replayed || again.Key.Verifier != next.Verifier || again.Sequence != 1 || rotated.Sequence != 1 {
+		t.Errorf("the same command again: %+v, %v", again, err)
 	}
 	r, err := s.ledger.At(t.Context(), events.Ops, 1)
 	if err != nil {
@@ -265,6 +269,12 @@ func TestRotation(t *testing.T) {
 	text, verifier, err := audit.OpenSuccessor([]byte(said.Statement), old)
 	if err != nil || text != next.Verifier || text != said.Key || r[0].Event.Actor.ID != "key_1" {
 		t.Errorf("%+v: %q, %v", r[0].Event, text, err)
+	}
+	if named, ok := s.log.Successor(old.KeyHash()); !ok || string(named) != said.Statement || r[0].Event.Command != "cmd_1" {
+		t.Errorf("it is answered as %s, the event %+v", named, r[0].Event)
+	}
+	if named, ok := s.log.Successor(verifier.KeyHash()); ok {
+		t.Errorf("the new key names %s", named)
 	}
 	until(t, "LEDGER is signed by the new key, at the same size", func() bool {
 		c, err := s.log.Checkpoint(events.Ledger)

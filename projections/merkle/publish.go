@@ -126,10 +126,8 @@ func (l *Log) publish(ctx context.Context, stream string, e *entry, list []cosig
 		return err
 	}
 	shown := e.Note
-	for _, x := range list {
-		if strings.HasPrefix(x.Note, e.Text()+"\n") {
-			shown = []byte(x.Note)
-		}
+	if l.o.Policy != nil {
+		shown = l.withCosignatures(e.Signed, list)
 	}
 	from := int64(0)
 	if old != nil {
@@ -161,12 +159,12 @@ func (l *Log) publish(ctx context.Context, stream string, e *entry, list []cosig
 			return err
 		}
 	}
-	return l.publishCosigned(stream, dir, e.Size, list)
+	return l.publishCosigned(ctx, stream, dir, e, list)
 }
 
 // publishCosigned leaves the newest checkpoint that has all cosignatures that the policy
 // asks for beside the newest, which witnesses have not seen yet.
-func (l *Log) publishCosigned(stream, dir string, size int64, list []cosigned) error {
+func (l *Log) publishCosigned(ctx context.Context, stream, dir string, e *entry, list []cosigned) error {
 	if l.o.Policy == nil {
 		return nil
 	}
@@ -179,24 +177,46 @@ func (l *Log) publishCosigned(stream, dir string, size int64, list []cosigned) e
 	}
 	for _, x := range slices.Backward(list) {
 		n, err := l.open(stream, "a witness", []byte(x.Note))
-		if err != nil || n.Size > size || !l.o.Policy.Satisfied([]byte(x.Note)) {
+		if err != nil || n.Size > e.Size || !l.o.Policy.Satisfied([]byte(x.Note)) {
 			continue
 		}
-		if old != nil && (old.Size > n.Size || string(old.Note) == x.Note) {
+		if old != nil && old.Size > n.Size {
 			return nil
 		}
-		return replaceFile(dir, cosignedName, []byte(x.Note))
+		shown, err := l.renewed(ctx, stream, e.Signed, []byte(x.Note))
+		if err != nil || old != nil && string(old.Note) == string(shown) {
+			return err
+		}
+		return replaceFile(dir, cosignedName, shown)
 	}
 	return nil
 }
 
-// publishKeys leaves the verifier keys in the directory, newest first, one a line.
+// publishKeys leaves the verifier keys in the directory, newest first, one a line, and
+// for each but the newest the note in which it names the next one.
 // They are there to be compared with those that an auditor was given; a key that
-// is read from the log that it is to check proves nothing.
+// is read from the log that it is to check proves nothing, unless one that was given
+// names it.
 func (l *Log) publishKeys() error {
 	var b strings.Builder
 	for _, k := range l.Keys() {
 		b.WriteString(k.Verifier + "\n")
+	}
+	for _, v := range l.Verifiers() {
+		named, ok := l.Successor(v.KeyHash())
+		if !ok {
+			continue
+		}
+		dir, name := filepath.Split(filepath.Join(l.o.Dir, filepath.FromSlash(audit.SuccessorPath(v))))
+		if old, err := os.ReadFile(filepath.Join(dir, name)); err == nil && string(old) == string(named) {
+			continue
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := replaceFile(dir, name, named); err != nil {
+			return err
+		}
 	}
 	if old, err := os.ReadFile(filepath.Join(l.o.Dir, "keys")); err == nil && string(old) == b.String() {
 		return nil

@@ -93,6 +93,30 @@ func TestPublishedDirectoryIsReadByOthers(t *testing.T) {
 		t.Errorf("%v: %s", err, again)
 	}
 
+	// A witness follows a rotation in the directory too, and what it signed before has
+	// the new key's signature beside it.
+	if _, err := s.log.Rotate(t.Context(), "", nil); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"checkpoint", "checkpoint.cosigned"} {
+		until(t, name+" is signed by the new key", func() bool {
+			b, err := os.ReadFile(filepath.Join(usage, name))
+			if err != nil {
+				return false
+			}
+			_, err = note.Open(b, note.VerifierList(s.verifier()))
+			return err == nil
+		})
+	}
+	if signed, _, err := s.log.Witnessed(t.Context(), events.Usage, 1200); err != nil || !policy.Satisfied(signed.Note) {
+		t.Errorf("%+v, %v", signed, err)
+	} else if _, err := note.Open(signed.Note, note.VerifierList(s.verifier())); err != nil {
+		t.Errorf("what was cosigned is not signed by the new key: %v", err)
+	}
+	if seen, err := w.Look(t.Context(), events.Usage, witness.Directory(s.o.Dir)); err != nil || seen.Size != 1256 || len(w.Keys()) != 2 {
+		t.Errorf("%+v, %v", seen, err)
+	}
+
 	// One that was written without entries, or lost them, gets them.
 	s.stop()
 	if err := errors.Join(os.RemoveAll(filepath.Join(usage, "tile", "entries")), os.Remove(filepath.Join(usage, "entries"))); err != nil {
