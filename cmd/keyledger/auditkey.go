@@ -26,29 +26,37 @@ func (a *app) auditKeyCommand() *cobra.Command {
 		Long: `Print the verifier key of the audit log. Give it to auditors by another way than
 the log itself: ` + "`keyledger audit verify`" + ` takes it as --log-key.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.printLogKeys(cmd, call{method: http.MethodGet, path: path("audit", "log", "key")})
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			r, err := c.do(cmd.Context(), call{method: http.MethodGet, path: path("audit", "log", "key")})
+			if err != nil {
+				return err
+			}
+			return a.printLogKeys(r)
 		},
 	}
-	c.AddCommand(&cobra.Command{
+	var flags commandFlags
+	rotate := &cobra.Command{
 		Use: "rotate", Short: "Sign the audit log with a new key from now on; it is recorded", Args: takes(),
 		Long: `Make a new key for the audit log. The old one signs an event on OPS that names
-it, so that whoever trusts the old key can trust the new one.`,
+it, so that whoever trusts the old key can trust the new one: witnesses follow by
+themselves. Give the new key to auditors before they need it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.printLogKeys(cmd, call{method: http.MethodPost, path: path("audit", "log", "key", "rotate")})
+			r, err := a.command(cmd, &flags, http.MethodPost, path("audit", "log", "key", "rotate"), nil)
+			if err != nil {
+				return err
+			}
+			return a.printLogKeys(r)
 		},
-	})
+	}
+	flags.add(rotate)
+	c.AddCommand(rotate)
 	return c
 }
 
-func (a *app) printLogKeys(cmd *cobra.Command, q call) error {
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	r, err := c.do(cmd.Context(), q)
-	if err != nil {
-		return err
-	}
+func (a *app) printLogKeys(r *answer) error {
 	if a.asJSON {
 		return a.printJSON(r.body)
 	}
@@ -56,7 +64,7 @@ func (a *app) printLogKeys(cmd *cobra.Command, q call) error {
 	if err := r.decode(&k); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(a.stdout, clean(k.Key))
+	_, err := fmt.Fprintln(a.stdout, clean(k.Key))
 	for _, old := range k.Keys {
 		if old.Until != 0 {
 			a.note("until %s: %s", a.when(old.Until), clean(old.Key))
