@@ -106,7 +106,7 @@ func (a *API) exports() (*queries.Exports, error) {
 	if a.AuditLog == nil || a.Queries == nil || a.Runner == nil {
 		return nil, unavailable("AUDIT_LOG_UNAVAILABLE", "This program does not keep the tree over the log: ask one that runs `keyledger serve`.", 30)
 	}
-	return a.Queries.Exports(a.Ledger, a.AuditLog, a.Runner, a.Version), nil
+	return a.Queries.Exports(a.Ledger, a.AuditLog, a.Runner, a.Version).Indexed(a.Index), nil
 }
 
 func (a *API) beginExport(ctx context.Context, in *exportInput) (*exportOutput, error) {

@@ -28,12 +28,21 @@ type Exports struct {
 	log     *merkle.Log
 	runner  *projections.Runner // of the parts
 	pool    *pgxpool.Pool
-	version string // of the program
+	version string             // of the program
+	index   *projections.Index // nil: none
 }
 
 // Exports of what a log proves.
 func (q *Queries) Exports(l *ledger.Ledger, log *merkle.Log, runner *projections.Runner, version string) *Exports {
-	return &Exports{l, log, runner, q.pool, version}
+	return &Exports{ledger: l, log: log, runner: runner, pool: q.pool, version: version}
+}
+
+// Indexed is for the events of a part what [Audit.Indexed] is. What the index missed
+// would be missing from the part's chain, which is signed: no export can pass without it.
+func (x *Exports) Indexed(index *projections.Index) *Exports {
+	with := *x
+	with.index = index
+	return &with
 }
 
 // countWait is how long an export waits for what was just recorded to be counted and
@@ -291,7 +300,7 @@ func (x *Exports) Records(ctx context.Context, export uint64, stream string, aft
 		return m, nil, err
 	}
 	part, isPart := m.Scope.Part()
-	q := query{f: AuditFilter{Keyspace: m.Scope.Keyspace, Owner: m.Scope.Owner, Key: m.Scope.Key}}
+	q := query{Audit: NewAudit(x.ledger).Indexed(x.index), f: AuditFilter{Keyspace: m.Scope.Keyspace, Owner: m.Scope.Owner, Key: m.Scope.Key}, left: -1}
 	first := max(after.Sequence, 1)
 	for _, s := range m.Streams {
 		if s.Stream == stream {
@@ -302,7 +311,7 @@ func (x *Exports) Records(ctx context.Context, export uint64, stream string, aft
 		if last < first {
 			return
 		}
-		for r, err := range x.ledger.Read(ctx, stream, first, last, q.exported(stream)...) {
+		for r, err := range q.records(ctx, stream, first, last) {
 			if err == nil {
 				if r.Sequence == after.Sequence && r.Line <= after.Line {
 					continue
@@ -317,6 +326,22 @@ func (x *Exports) Records(ctx context.Context, export uint64, stream string, aft
 			}
 		}
 	}, nil
+}
+
+// records takes from a stream what may be of an export: all that its subjects hold, but
+// of USAGE, whose subjects name a keyspace alone, what the index names.
+func (q *query) records(ctx context.Context, stream string, first, last uint64) iter.Seq2[events.Record, error] {
+	w := q.wanted()
+	if stream != events.Usage || q.index == nil || !w.Helps() {
+		return q.ledger.Read(ctx, stream, first, last, q.exported(stream)...)
+	}
+	return func(yield func(events.Record, error) bool) {
+		for s, err := range q.located(ctx, w, first, last) {
+			if (err != nil || s.record.Sequence > 0) && !yield(s.record, err) {
+				return
+			}
+		}
+	}
 }
 
 // exported are the subjects of a stream that can hold anything of an export; none: all.

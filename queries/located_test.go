@@ -14,6 +14,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"pgregory.net/rapid"
 
+	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/audit/bundle"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/testenv"
@@ -273,4 +275,52 @@ func places(p AuditPage) (list []string) {
 		list = append(list, fmt.Sprintf("%s:%d.%d", e.Stream[:1], e.Sequence, e.Line))
 	}
 	return list
+}
+
+// An export of a part holds the same bytes through the index as by reading all of
+// USAGE, wherever the index is and wherever a reading is taken up again.
+func TestExportsThroughTheIndex(t *testing.T) {
+	x := newIndexed(t)
+	const pages = 1300
+	x.traffic(pages, rand.New(rand.NewPCG(5, 6)))
+	random := rand.New(rand.NewPCG(7, 8))
+	plain := &Exports{ledger: x.l}
+	through := plain.Indexed(projections.NewIndex(x.pool, x.keys))
+	for _, to := range []uint64{0, 700, pages - 3, pages} {
+		if to > 0 {
+			x.move(to, func() int { return 1 + random.IntN(200) })
+		}
+		for _, scope := range []bundle.Scope{
+			{}, {Keyspace: "parcelbird"}, {Keyspace: "parcelbird", Owner: "o1"}, {Keyspace: "wind", Owner: "o30"}, {Keyspace: "wind", Owner: "nobody"},
+			{Keyspace: "parcelbird", Owner: "o0", Key: "key_o0_0"}, {Keyspace: "wind", Owner: "o2", Key: "key_o2_5"},
+		} {
+			m := bundle.Manifest{Scope: scope}
+			export, err := x.l.AppendOps(t.Context(), events.New(events.AuditRead{What: bundle.What, Filter: m.Filter()}, time.Now()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, after := range []audit.Place{{}, {Sequence: 650, Line: 1}} {
+				var got [2][]string
+				for i, e := range []*Exports{plain, through} {
+					_, records, err := e.Records(t.Context(), export, events.Usage, after, pages)
+					if err != nil {
+						t.Fatal(err)
+					}
+					for r, err := range records {
+						if err != nil {
+							t.Fatal(err)
+						}
+						leaf := audit.LeafOf(&r)
+						got[i] = append(got[i], fmt.Sprintf("%s%s", bundle.AppendLine(nil, &leaf), r.Body))
+					}
+				}
+				if !slices.Equal(got[0], got[1]) {
+					t.Errorf("index at %d, %+v behind %s: %d events through it, %d by reading", to, scope, after, len(got[1]), len(got[0]))
+				}
+				if scope.Owner == "o1" && len(got[0]) == 0 {
+					t.Error("there is nothing to compare")
+				}
+			}
+		}
+	}
 }
