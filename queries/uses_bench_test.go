@@ -147,7 +147,7 @@ func processorTimeOf(b *testing.B, pid int) time.Duration {
 
 func natsApart(b *testing.B) (*nats.Conn, *testenv.Process) {
 	port := testenv.FreePort(b)
-	p := testenv.Start(b, nil, testenv.BuildNATS(b), "-a", "127.0.0.1", "-p", fmt.Sprint(port), "-js", "-sd", b.TempDir())
+	p := testenv.Start(b, []string{"GOMEMLIMIT=1GiB"}, testenv.BuildNATS(b), "-a", "127.0.0.1", "-p", fmt.Sprint(port), "-js", "-sd", b.TempDir())
 	p.WaitOutput("Server is ready", time.Minute)
 	nc, err := nats.Connect(fmt.Sprintf("nats://127.0.0.1:%d", port))
 	if err != nil {
