@@ -151,6 +151,9 @@ everything that matches, one event per line; the table and --json print a page.`
 				rows[i] = a.eventRow(e)
 			}
 			defer a.more("after", next)
+			if len(rows) == 0 && next == "" {
+				a.note("No event is like this.")
+			}
 			return a.rows(eventHeading, rows)
 		},
 	}

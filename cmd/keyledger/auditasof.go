@@ -37,7 +37,7 @@ func keyID(s string) error {
 // takesUpTo is takes with the last argument left out or not.
 func takesUpTo(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) == len(names)-1 {
+		if len(args) < len(names) {
 			return takes(names[:len(names)-1]...)(cmd, args)
 		}
 		return takes(names...)(cmd, args)

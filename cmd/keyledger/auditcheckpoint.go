@@ -37,15 +37,18 @@ is to be checked.`,
 		Example: `  keyledger audit checkpoint ledger
   keyledger audit checkpoint usage --policy policy.txt -o usage.checkpoint`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			stream, err := streamName(args[0])
+			if err != nil {
+				return err
+			}
 			var policy *audit.Policy
 			if policyFile != "" {
-				var err error
 				if policy, err = readPolicy(policyFile); err != nil {
 					return err
 				}
 				keys = append(keys, policy.Logs...)
 			}
-			return a.auditCheckpoint(cmd, strings.ToUpper(args[0]), keys, policy, file)
+			return a.auditCheckpoint(cmd, stream, keys, policy, file)
 		},
 	}
 	cmd.Flags().StringArrayVar(&keys, "log-key", nil, "verifier key of the log, or a file of them; may be given more than once")

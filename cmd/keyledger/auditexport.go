@@ -93,8 +93,24 @@ type exported struct {
 	Verified *bundle.Report `json:"verified,omitempty"` // of a bundle
 }
 
+// besides is a new file in the directory of another, which it may take the place of. It
+// is made before anything is asked of the service, where it is recorded.
+func besides(file string) (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Dir(file), ".keyledger-export-*")
+	if err != nil {
+		return nil, fmt.Errorf("-o: no file can be written in %s: %w", filepath.Dir(file), errors.Unwrap(err))
+	}
+	return f, nil
+}
+
 // exportBundle writes a bundle beside its place, checks it, and moves it there.
 func (a *app) exportBundle(cmd *cobra.Command, file string, scope bundle.Scope, from, to string, wait time.Duration) error {
+	f, err := besides(file)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
 	c, err := a.client()
 	if err != nil {
 		return err
@@ -120,12 +136,6 @@ func (a *app) exportBundle(cmd *cobra.Command, file string, scope bundle.Scope, 
 		}
 		o.Policy = []byte(head.Policy)
 	}
-	f, err := os.CreateTemp(filepath.Dir(file), ".keyledger-export-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
 	size, err := a.writeBundle(cmd.Context(), c, f, head)
 	if err != nil {
 		return err
@@ -302,6 +312,12 @@ func readExport(r io.Reader, w *bundle.Writer, stream string, within func(events
 
 // exportPlain writes events without proofs.
 func (a *app) exportPlain(cmd *cobra.Command, file, format string, scope bundle.Scope, from, to string) error {
+	f, err := besides(file)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
 	c, err := a.client()
 	if err != nil {
 		return err
@@ -316,12 +332,6 @@ func (a *app) exportPlain(cmd *cobra.Command, file, format string, scope bundle.
 		return err
 	}
 	defer resp.Body.Close()
-	f, err := os.CreateTemp(filepath.Dir(file), ".keyledger-export-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	defer f.Close()
 	e := exported{File: file, Format: format}
 	out := bufio.NewWriterSize(f, 1<<20)
 	if format == "cloudevents" {

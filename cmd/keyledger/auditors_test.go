@@ -98,6 +98,7 @@ var shows = map[string]string{
 	"keyledger audit witness --once --state-dir watch --log ~/.local/state/keyledger/dev/log --log-key log.key": `^LEDGER\t.*(as before|contains the last)`,
 	"keyledger audit list --from 24h --format ndjson":                                                           `^\{"id":"evt_.*"type":"key.revoked"`,
 	"keyledger audit prune --older-than 400d --dry-run":                                                         `^events\t0$`,
+	"keyledger audit scrub --now":                                                                               `^LEDGER\t`,
 	"keyledger audit list --type usage.gap":                                                                     ``, // nothing was lost
 	"keyledger audit list --owner birdwatch --from 24h":                                                         `\tkey\.used\tparcelbird\tbirdwatch\t`,
 	"keyledger audit history $KEY":                                                                              `\tused\t1\tGET /v1/parcels/17`,

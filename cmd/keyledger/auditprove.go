@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -51,13 +52,16 @@ the one that you were given by another way.`,
 		Example: `  keyledger audit prove ledger 17
   keyledger audit prove usage 4711/3 -o use.proof --log-key log.key`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			at := audit.Place{Stream: strings.ToUpper(args[0])}
+			stream, err := streamName(args[0])
+			if err != nil {
+				return err
+			}
+			at := audit.Place{Stream: stream}
 			// As `audit list` prints it: sequence/line.
 			if sequence, line, ok := strings.Cut(args[1], "/"); ok && len(args) == 2 {
 				args = []string{args[0], sequence, line}
 			}
-			var err error
-			if at.Sequence, err = strconv.ParseUint(args[1], 10, 63); err != nil {
+			if at.Sequence, err = strconv.ParseUint(args[1], 10, 63); err != nil || at.Sequence == 0 {
 				return usageError("SEQUENCE is a number from 1")
 			}
 			if len(args) == 3 {
@@ -72,6 +76,14 @@ the one that you were given by another way.`,
 	cmd.Flags().StringArrayVar(&keys, "log-key", nil, "verifier key of the log, or a file of them; may be given more than once")
 	cmd.ValidArgsFunction = cobra.FixedCompletions([]string{"ledger", "usage", "ops", "feed"}, cobra.ShellCompDirectiveNoFileComp)
 	return cmd
+}
+
+// streamName is that of a stream over which a tree stands.
+func streamName(s string) (string, error) {
+	if s = strings.ToUpper(s); !slices.Contains(audit.Streams[:], s) {
+		return "", usageError("STREAM is ledger, usage, ops or feed")
+	}
+	return s, nil
 }
 
 func (a *app) auditProve(cmd *cobra.Command, at audit.Place, given []string, file string) error {

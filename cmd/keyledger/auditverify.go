@@ -193,6 +193,9 @@ func (a *app) printReport(file string, r bundle.Report) error {
 		if r.Member != "" {
 			fields = append(fields, [2]string{"member", r.Member})
 		}
+		if r.Exported != nil {
+			fields = append(fields, [2]string{"it says", "about " + about(r.Scope)})
+		}
 		return a.fields(fields)
 	}
 	if _, err := fmt.Fprintf(a.stdout, "PASS  %s\n", clean(file)); err != nil {
