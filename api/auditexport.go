@@ -174,13 +174,17 @@ func (a *API) witnessedExport(ctx context.Context, in *witnessedInput) (*witness
 		return nil, logError(err)
 	}
 	for _, c := range cosigners {
-		last := WitnessedLast{Name: c.Name, Stream: c.Stream}
-		if c.Size >= 0 {
-			last.Size, last.Time = &c.Size, events.At(c.Time)
-		}
-		out.Witnesses = append(out.Witnesses, last)
+		out.Witnesses = append(out.Witnesses, witnessedLast(c))
 	}
 	return &witnessedOutput{out}, nil
+}
+
+func witnessedLast(c merkle.Cosigner) WitnessedLast {
+	last := WitnessedLast{Name: c.Name, Stream: c.Stream}
+	if c.Size >= 0 {
+		last.Size, last.Time = &c.Size, events.At(c.Time)
+	}
+	return last
 }
 
 func (a *API) readExport(w http.ResponseWriter, r *http.Request, c *call) error {

@@ -237,7 +237,7 @@ func TestLogRefusals(t *testing.T) {
 			t.Errorf("a verifier is answered %d at %s", a.status, path)
 		}
 	}
-	if a := s.must("GET", "/v1/status", s.root, ""); !bytes.Contains(a.body, []byte(`"signed":`)) || bytes.Contains(a.body, []byte("unsigned")) {
+	if a := s.must("GET", "/v1/status", s.root, ""); !bytes.Contains(a.body, []byte(`"signed":`)) || bytes.Contains(a.body, []byte(`"unsigned":`)) {
 		t.Errorf("the status does not say what is signed: %s", a.body)
 	}
 	before := s.must("GET", "/v1/audit/log/key", auditor, "").json["key"]

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,12 +33,24 @@ var (
 	scrubPassed   = prometheus.NewDesc("keyledger_scrub_last_pass_timestamp_seconds", "When the last whole pass over a stream ended; 0: there was none.", []string{"stream"}, nil)
 	scrubTook     = prometheus.NewDesc("keyledger_scrub_last_pass_duration_seconds", "How long it took.", []string{"stream"}, nil)
 	scrubFindings = prometheus.NewDesc("keyledger_scrub_findings", "What is not as it was signed and not repaired yet: an operator must look at it.", []string{"stream"}, nil)
+
+	signedEvents    = prometheus.NewDesc("keyledger_log_signed_events", "Events in the newest signed checkpoint of a stream.", []string{"stream"}, nil)
+	signedAt        = prometheus.NewDesc("keyledger_log_signed_timestamp_seconds", "When that checkpoint was signed; 0: not known.", []string{"stream"}, nil)
+	unsignedLeaves  = prometheus.NewDesc("keyledger_log_unsigned_leaves", "Leaves of a stream's tree that are not signed yet.", []string{"stream"}, nil)
+	unsignedBehind  = prometheus.NewDesc("keyledger_log_unsigned_messages", "Messages of a stream behind what is signed.", []string{"stream"}, nil)
+	unsignable      = prometheus.NewDesc("keyledger_log_in_doubt", "1 where nothing is signed, because what was signed is in doubt: an operator must look at it.", []string{"stream"}, nil)
+	signFailures    = prometheus.NewDesc("keyledger_log_sign_failures_total", "Attempts to sign a stream that met an error or a doubt.", []string{"stream"}, nil)
+	publishedEvents = prometheus.NewDesc("keyledger_log_published_events", "Events in the checkpoint of the published directory.", []string{"stream"}, nil)
+	publishFailures = prometheus.NewDesc("keyledger_log_publish_failures_total", "Attempts to publish a stream's log that met an error.", []string{"stream"}, nil)
+	cosignedEvents  = prometheus.NewDesc("keyledger_log_cosigned_events", "Events in the largest checkpoint of a stream that a witness of log_policy, name and hash of its key, has cosigned; 0 before the first.", []string{"stream", "witness"}, nil)
+	cosignedAt      = prometheus.NewDesc("keyledger_log_cosigned_timestamp_seconds", "When that witness cosigned it, by its clock; 0 before the first.", []string{"stream", "witness"}, nil)
 )
 
 // Describe is prometheus.Collector's.
 func (g *gauges) Describe(to chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{applied, heads, doubted, position, lag, stopped, lost, held, walBytes, exposed,
-		scrubAt, scrubOf, scrubPassed, scrubTook, scrubFindings} {
+		scrubAt, scrubOf, scrubPassed, scrubTook, scrubFindings,
+		signedEvents, signedAt, unsignedLeaves, unsignedBehind, unsignable, signFailures, publishedEvents, publishFailures, cosignedEvents, cosignedAt} {
 		to <- d
 	}
 }
@@ -50,10 +63,12 @@ func (g *gauges) Collect(to chan<- prometheus.Metric) {
 		to <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
 	set(applied, float64(g.Ring.Sequence()))
+	known := map[string]uint64{}
 	for _, stream := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ} {
 		set(doubted, flag(g.Ledger.Err(stream) != nil), stream)
 		if head, err := g.Ledger.Head(ctx, stream); err == nil {
 			set(heads, float64(head), stream)
+			known[stream] = head
 		}
 	}
 	if g.Runner != nil {
@@ -66,6 +81,7 @@ func (g *gauges) Collect(to chan<- prometheus.Metric) {
 		}
 	}
 	if g.AuditLog != nil {
+		g.signing(ctx, to, known)
 		for _, s := range g.AuditLog.ScrubState().Streams {
 			set(scrubAt, float64(s.Position), s.Stream)
 			set(scrubOf, float64(s.Of), s.Stream)
@@ -93,4 +109,40 @@ func flag(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// signing are the figures of the audit log; heads are those of the streams.
+func (g *gauges) signing(ctx context.Context, to chan<- prometheus.Metric, heads map[string]uint64) {
+	set := func(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
+		to <- prometheus.MustNewConstMetric(d, kind, v, labels...)
+	}
+	for _, s := range g.AuditLog.State() {
+		set(unsignable, prometheus.GaugeValue, flag(s.Doubt != nil), s.Stream)
+		set(signFailures, prometheus.CounterValue, float64(s.Failures), s.Stream)
+		set(publishFailures, prometheus.CounterValue, float64(s.PublishFailures), s.Stream)
+		if head, ok := heads[s.Stream]; ok {
+			set(unsignedBehind, prometheus.GaugeValue, float64(max(head, s.Sequence)-s.Sequence), s.Stream)
+		}
+		if s.Published >= 0 {
+			set(publishedEvents, prometheus.GaugeValue, float64(s.Published), s.Stream)
+		}
+		if s.Size >= 0 {
+			set(signedEvents, prometheus.GaugeValue, float64(s.Size), s.Stream)
+			set(signedAt, prometheus.GaugeValue, float64(s.SignedAt)/1000, s.Stream)
+			set(unsignedLeaves, prometheus.GaugeValue, float64(s.Unsigned), s.Stream)
+		}
+	}
+	cosigners, err := g.AuditLog.Cosigners(ctx)
+	if err != nil {
+		return
+	}
+	for _, c := range cosigners {
+		at := 0.0
+		if c.Size >= 0 {
+			at = float64(c.Time.Unix())
+		}
+		name := fmt.Sprintf("%s+%08x", c.Name, c.Hash) // two keys may have one name
+		set(cosignedEvents, prometheus.GaugeValue, float64(max(c.Size, 0)), c.Stream, name)
+		set(cosignedAt, prometheus.GaugeValue, at, c.Stream, name)
+	}
 }

@@ -233,6 +233,30 @@ func TestCosignatures(t *testing.T) {
 	if policy.Satisfied(newest.body) {
 		t.Errorf("the newest was cosigned by nobody: %s", newest.body)
 	}
+	// Metrics and status say what is signed, and how old each witness's signature is.
+	metrics := string(s.must("GET", "/metrics", s.root, "").body)
+	label := fmt.Sprintf(`{stream="LEDGER",witness="two.example+%08x"}`, twoV.KeyHash())
+	for _, want := range []string{fmt.Sprintf("keyledger_log_cosigned_events%s %d\n", label, first.Size), "keyledger_log_cosigned_timestamp_seconds" + label + " 1.",
+		fmt.Sprintf(`keyledger_log_signed_events{stream="LEDGER"} %d`, s.head()), `keyledger_log_unsigned_messages{stream="LEDGER"} 0`, `keyledger_log_unsigned_leaves{stream="LEDGER"} 0`,
+		`keyledger_log_signed_timestamp_seconds{stream="LEDGER"} 1.`, `keyledger_log_sign_failures_total{stream="LEDGER"}`, `keyledger_log_in_doubt{stream="LEDGER"} 0`} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("the metrics have no %s: %s", want, metrics)
+		}
+	}
+	for _, x := range s.must("GET", "/v1/status", s.root, "").json["streams"].([]any) {
+		stream := x.(map[string]any)
+		signing, _ := stream["signing"].(map[string]any)
+		if (stream["stream"] == "DLQ") != (signing == nil) {
+			t.Errorf("%v", stream)
+		}
+		if stream["stream"] != "LEDGER" {
+			continue
+		}
+		watch := signing["witnesses"].([]any)
+		if len(watch) != 2 || watch[1].(map[string]any)["size"] != float64(first.Size) || watch[1].(map[string]any)["time"] == nil || signing["signed_at"] == nil {
+			t.Errorf("%v", signing)
+		}
+	}
 	// Then the next is the newest again, and shows who has signed it.
 	if seen := look(one); seen.Size <= first.Size || !seen.New || give(seen).status != 200 {
 		t.Errorf("%+v", seen)

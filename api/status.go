@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"slices"
 	"time"
@@ -35,6 +36,20 @@ type StreamStatus struct {
 
 	Signed   *int64 `json:"signed,omitempty" doc:"Events in its newest checkpoint; absent where there is none here."`
 	Unsigned string `json:"unsigned,omitempty" doc:"Why nothing is signed, where it is so."`
+
+	Signing *Signing `json:"signing,omitempty" doc:"How this process signs it and publishes that; absent where it does not."`
+}
+
+// Signing is how the audit log over a stream is doing.
+type Signing struct {
+	SignedAt         events.Time     `json:"signed_at" doc:"When its newest checkpoint was signed; null: not known."`
+	UnsignedMessages uint64          `json:"unsigned_messages" doc:"Of the stream, behind that checkpoint."`
+	UnsignedLeaves   int64           `json:"unsigned_leaves" doc:"Of the tree, behind that checkpoint."`
+	Failures         uint64          `json:"failures" doc:"Attempts to sign that met an error or a doubt, since this process started."`
+	Failed           string          `json:"failed,omitempty" doc:"What the last attempt to sign or to publish met."`
+	Published        *int64          `json:"published" doc:"Events in the checkpoint of the published directory; null: none is known."`
+	PublishFailures  uint64          `json:"publish_failures" doc:"Attempts to publish that met an error, since this process started."`
+	Witnesses        []WitnessedLast `json:"witnesses" nullable:"false" doc:"Those of log_policy, with what each has cosigned last."`
 }
 
 // VerifierStatus is one verifier.
@@ -141,7 +156,7 @@ func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error)
 		s.Streams = append(s.Streams, status)
 	}
 	if a.AuditLog != nil {
-		a.signed(s.Streams)
+		a.signed(ctx, s.Streams)
 		s.Scrub = new(a.AuditLog.ScrubState())
 	}
 	if a.Runner != nil {
@@ -166,7 +181,11 @@ func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error)
 }
 
 // signed fills in how far each stream is signed.
-func (a *API) signed(streams []StreamStatus) {
+func (a *API) signed(ctx context.Context, streams []StreamStatus) {
+	cosigners, err := a.AuditLog.Cosigners(ctx)
+	if err != nil {
+		a.Log.LogAttrs(ctx, slog.LevelWarn, "the status does not say what witnesses have signed", slog.Any("error", err))
+	}
 	for _, state := range a.AuditLog.State() {
 		for i := range streams {
 			if streams[i].Stream != state.Stream {
@@ -178,6 +197,20 @@ func (a *API) signed(streams []StreamStatus) {
 			if state.Doubt != nil {
 				streams[i].Unsigned = state.Doubt.Error()
 			}
+			signing := Signing{SignedAt: state.SignedAt, UnsignedLeaves: state.Unsigned, UnsignedMessages: max(streams[i].Head, state.Sequence) - state.Sequence,
+				Failures: state.Failures, PublishFailures: state.PublishFailures, Witnesses: []WitnessedLast{}}
+			if state.Failed != nil {
+				signing.Failed = state.Failed.Error()
+			}
+			if state.Published >= 0 {
+				signing.Published = &state.Published
+			}
+			for _, c := range cosigners {
+				if c.Stream == state.Stream {
+					signing.Witnesses = append(signing.Witnesses, witnessedLast(c))
+				}
+			}
+			streams[i].Signing = &signing
 		}
 	}
 }

@@ -277,6 +277,7 @@ func (l *Log) Witnessed(ctx context.Context, stream string, size int64) (Signed,
 // Cosigner is what a witness of the policy has cosigned last of a stream.
 type Cosigner struct {
 	Name   string // of its key
+	Hash   uint32 // likewise
 	Stream string
 	Size   int64     // of the largest tree; -1: none that is kept
 	Time   time.Time // of that signature, by the witness's clock
@@ -293,7 +294,7 @@ func (l *Log) Cosigners(ctx context.Context) (all []Cosigner, err error) {
 			return nil, err
 		}
 		for _, v := range l.o.Policy.Witnesses {
-			c := Cosigner{Name: v.Name(), Stream: stream, Size: -1}
+			c := Cosigner{Name: v.Name(), Hash: v.KeyHash(), Stream: stream, Size: -1}
 			for _, x := range list {
 				n, err := note.Open([]byte(x.Note), note.VerifierList(v))
 				if err != nil {

@@ -59,6 +59,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
 )
@@ -111,10 +112,13 @@ type shown struct {
 	doubt  *Doubt // nil: none
 	failed error  // why the last look failed; nil: it did not
 
+	grown     int64     // size of the tree
 	looked    int64     // size of the tree at the last whole look
 	lookedAt  time.Time // zero: never
 	published int64     // size; -1: not known
 	publish   error
+
+	failures, publishFailures uint64 // attempts of this process
 }
 
 // Signed is a signed checkpoint.
@@ -128,6 +132,7 @@ type entry struct {
 	Signed
 	sequence uint64
 	eventID  string
+	signedAt events.Time // 0: not known
 }
 
 // Doubt says why nothing is signed.
@@ -269,6 +274,11 @@ type State struct {
 	Published int64  // size of the published directory; -1: none
 	Doubt     error  // why nothing is signed, or nil
 	Failed    error  // what the last attempt met: it is tried again
+
+	SignedAt        events.Time // 0: not known
+	Unsigned        int64       // leaves of the tree here that are not signed yet
+	Failures        uint64      // attempts to sign by this process that met an error or a doubt
+	PublishFailures uint64      // and to publish
 }
 
 // State tells of every stream.
@@ -280,8 +290,10 @@ func (l *Log) State() []State {
 		s := l.shown[stream]
 		st := State{Stream: stream, Size: -1, Behind: s.behind, Published: s.published, Failed: errors.Join(s.failed, s.publish)}
 		if s.entry != nil {
-			st.Size, st.Sequence = s.Size, s.sequence
+			st.Size, st.Sequence, st.SignedAt = s.Size, s.sequence, s.signedAt
+			st.Unsigned = max(s.grown-s.Size, 0)
 		}
+		st.Failures, st.PublishFailures = s.failures, s.publishFailures
 		if d := cmp.Or(s.doubt, l.doubt); d != nil {
 			st.Doubt = d
 		}

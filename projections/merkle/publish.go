@@ -98,6 +98,8 @@ func (l *Log) publishAll(ctx context.Context) {
 			had := s.publish
 			if s.publish = err; err == nil {
 				s.published = e.Size
+			} else {
+				s.publishFailures++
 			}
 			l.mu.Unlock()
 			if err != nil && had == nil {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/events"
 )
 
 const (
@@ -62,6 +63,9 @@ func (l *Log) lookAll(ctx context.Context) {
 		s := l.shown[stream]
 		whole := time.Since(s.lookedAt) >= wholeLook || s.behind > 0 || damaged && s.doubt == nil || s.doubt != nil && time.Since(s.lookedAt) >= doubtLook
 		looked := s.looked
+		if err == nil {
+			s.grown = sizes[stream]
+		}
 		l.mu.Unlock()
 		if err == nil && !whole && sizes[stream] == looked {
 			continue
@@ -98,6 +102,10 @@ func (l *Log) noted(stream string, size int64, err error) {
 		s.looked = -1
 	case err != nil:
 		s.failed = err
+		s.failures++
+	}
+	if isDoubt {
+		s.failures++
 	}
 	if err == nil || isDoubt {
 		s.looked, s.lookedAt = size, time.Now()
@@ -232,7 +240,7 @@ func (l *Log) look(ctx context.Context, stream string) error {
 	l.set(func() { l.shown[stream].behind = 0 })
 	signer := l.signing()
 	if last == nil || size > last.Size || !last.signedBy(signer) {
-		next := &entry{sequence: e.sequence()}
+		next := &entry{sequence: e.sequence(), signedAt: events.At(time.Now())}
 		if err := tx.QueryRow(ctx, `select coalesce((select event_id from keyledger.positions where name = $1 and sequence = $2), '')`, Tree{stream}.Table(), int64(next.sequence)).Scan(&next.eventID); err != nil {
 			return err
 		}
@@ -290,6 +298,8 @@ type keptCheckpoint struct {
 	Checkpoint string `json:"checkpoint"` // signed note
 	Sequence   uint64 `json:"sequence"`   // of its last event; 0: none
 	EventID    string `json:"event_id"`
+
+	SignedAt events.Time `json:"signed_at,omitempty"`
 }
 
 func checkpointPlace(stream string) string { return "checkpoint." + strings.ToLower(stream) }
@@ -308,7 +318,7 @@ func (l *Log) bucket(ctx context.Context, stream string) (*entry, uint64, error)
 	if err != nil {
 		return nil, 0, err
 	}
-	e.sequence, e.eventID = k.Sequence, k.EventID
+	e.sequence, e.eventID, e.signedAt = k.Sequence, k.EventID, k.SignedAt
 	return e, revision, nil
 }
 
@@ -328,7 +338,7 @@ func (l *Log) open(stream, whose string, signed []byte) (*entry, error) {
 // replace puts a checkpoint in the place of the one at revision, or fails with
 // errTaken. From here on it was signed.
 func (l *Log) replace(ctx context.Context, stream string, e *entry, revision uint64) error {
-	value, err := json.Marshal(keptCheckpoint{string(e.Note), e.sequence, e.eventID})
+	value, err := json.Marshal(keptCheckpoint{string(e.Note), e.sequence, e.eventID, e.signedAt})
 	if err != nil {
 		return err
 	}
