@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"runtime"
+	"strings"
 	"sync"
 	"time"
 
@@ -50,7 +51,7 @@ func (l *Ledger) lane() *nats.Conn {
 // openLanes replaces the lanes.
 func (l *Ledger) openLanes() {
 	o := l.nc.Opts
-	o.Name += " (reading)"
+	o.Name = strings.TrimSpace(o.Name + " (reading)")
 	// What they would be told is told by the ledger's own connection too.
 	o.ConnectedCB, o.DisconnectedCB, o.ReconnectedCB, o.ClosedCB, o.LameDuckModeHandler, o.DiscoveredServersCB = nil, nil, nil, nil, nil, nil
 	o.DisconnectedErrCB, o.ReconnectErrCB = nil, nil
