@@ -110,21 +110,20 @@ type run struct {
 	doubts map[string]bool // streams that failed
 	pruned []pruning       // that OPS records, in order
 
+	exported  map[string][]*memory // trees that OPS records of exports, by stream
 	evidences []evidence
 }
 
 // pruning is what OPS says of how USAGE begins.
 type pruning struct {
 	events.UsagePruned
-	recorded uint64
-	actor    events.Actor
-	at       events.Time
+	actor events.Actor
 }
 
 // Run looks at everything. It fails where NATS or PostgreSQL cannot be asked; what is
 // found is the report.
 func Run(ctx context.Context, o Options) (Report, error) {
-	r := &run{Options: o, doubts: map[string]bool{}, report: Report{Lines: []Line{}}}
+	r := &run{Options: o, doubts: map[string]bool{}, exported: map[string][]*memory{}, report: Report{Lines: []Line{}}}
 	if r.Progress == nil {
 		r.Progress = func(string, int64, int64) {}
 	}

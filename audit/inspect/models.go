@@ -21,14 +21,16 @@ func (r *run) models(ctx context.Context, js jetstream.JetStream) error {
 	var more []projections.Projection
 	var without error
 	if r.Master != nil {
-		keys, err := seal.Open(ctx, js, *r.Master, max(r.Replicas, 1))
-		if err == nil {
+		_, without = js.KeyValue(ctx, seal.Bucket) // opening the keys would make it
+	} else {
+		without = errors.New("the master key is needed for that")
+	}
+	if without == nil {
+		var keys *seal.Keys
+		if keys, without = seal.Open(ctx, js, *r.Master, max(r.Replicas, 1)); without == nil {
 			defer keys.Close()
 			more = append(more, projections.Addresses{Keys: keys})
 		}
-		without = err
-	} else {
-		without = errors.New("the master key is needed for that")
 	}
 	all := append(projections.All(), more...)
 	runner := projections.New(r.ledger, r.Pool, r.Log, more...)
@@ -79,7 +81,7 @@ func named(result *projections.RebuildResult) string {
 const definitions = `
 	select 'view analytics.' || quote_ident(viewname), definition from pg_views where schemaname = 'analytics'
 	union all select 'function ' || p.oid::regprocedure::text, pg_get_functiondef(p.oid) from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'analytics' and p.prokind = 'f'
-	union all select 'trigger ' || quote_ident(tgname) || ' on ' || tgrelid::regclass::text, pg_get_triggerdef(t.oid) from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace where n.nspname in ('keyledger', 'analytics') and not tgisinternal
+	union all select 'trigger ' || quote_ident(tgname) || ' on ' || quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_triggerdef(t.oid) from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace where n.nspname in ('keyledger', 'analytics') and not tgisinternal
 	union all select 'rule ' || quote_ident(rulename) || ' on ' || quote_ident(schemaname) || '.' || quote_ident(tablename), definition from pg_rules where schemaname in ('keyledger', 'analytics') and rulename <> '_RETURN'
 	union all select 'policy ' || quote_ident(policyname) || ' on ' || quote_ident(schemaname) || '.' || quote_ident(tablename), coalesce(qual, '') from pg_policies where schemaname in ('keyledger', 'analytics')`
 

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/audit/bundle"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/projections/merkle"
 )
@@ -19,7 +20,7 @@ import (
 // memory is a checkpoint that somebody remembers, signed by a key that counts.
 type memory struct {
 	whose    string
-	holder   string // the bucket, PostgreSQL, the directory; of evidence empty
+	holder   string // as of [merkle.Remembered], or OPS; of evidence empty
 	tree     audit.Tree
 	sequence uint64 // of its last event, as far as it is said
 	newest   bool
@@ -126,6 +127,7 @@ func (w *walk) remember() {
 			w.fail(w.stream, Checkpoint, nil, "%s was set back: its checkpoint is of %d events, and %s remembers one of %d", merkle.InBucket, counts.tree.Size, holder, f.tree.Size)
 		}
 	}
+	w.memories = append(w.memories, w.exported[w.stream]...)
 	w.witnessed()
 	for _, e := range w.evidences {
 		for _, t := range e.trees {
@@ -205,7 +207,7 @@ func (w *walk) read(ctx context.Context) error {
 			break
 		}
 		if w.stream == events.Ops && !w.again {
-			w.note(rec.Event)
+			w.note(&rec)
 			continue
 		}
 		if rec.Sequence <= w.through {
@@ -232,13 +234,27 @@ func (w *walk) read(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// note keeps what OPS says about keys and prunings.
-func (w *walk) note(e events.Envelope) {
-	switch d := e.Data.(type) {
+// note keeps what OPS says about keys, prunings and the trees that were exported.
+func (w *walk) note(rec *events.Record) {
+	switch d := rec.Event.Data.(type) {
 	case events.LogKeyRotated:
 		w.statements = append(w.statements, d.Statement)
 	case events.UsagePruned:
-		w.pruned = append(w.pruned, pruning{d, 0, e.Actor, e.Time})
+		w.pruned = append(w.pruned, pruning{d, rec.Event.Actor})
+	case events.AuditRead:
+		if d.What != bundle.What {
+			return
+		}
+		for _, stream := range audit.Streams {
+			var size int64
+			var root string
+			if n, _ := fmt.Sscan(d.Filter[bundle.TreePrefix+stream], &size, &root); n < 2 {
+				continue
+			}
+			if h, err := tlog.ParseHash(root); err == nil {
+				w.exported[stream] = append(w.exported[stream], &memory{whose: fmt.Sprintf("the export that OPS %d records", rec.Sequence), holder: events.Ops, tree: audit.Tree{Size: size, Root: h}})
+			}
+		}
 	}
 }
 
@@ -275,8 +291,7 @@ func (w *walk) judge(ctx context.Context) error {
 	failed := w.doubts[w.stream]
 	w.damage()
 	if !w.lost {
-		w.ends()
-		if err := w.differs(ctx); err != nil {
+		if err := errors.Join(w.ends(ctx), w.differs(ctx)); err != nil {
 			return err
 		}
 	}
@@ -294,7 +309,7 @@ func (w *walk) judge(ctx context.Context) error {
 		w.line(Unknown, w.stream, "", nil, "%d events, and nobody remembers a signed checkpoint of it", w.tree.Size())
 		return nil
 	}
-	said := fmt.Sprintf("%d events, as each of %d remembered checkpoints was signed", w.tree.Size(), len(w.memories))
+	said := fmt.Sprintf("%d events, as in each of %d signed trees that are remembered", w.tree.Size(), len(w.memories))
 	if w.through > 0 {
 		p := w.pruned[len(w.pruned)-1]
 		said += fmt.Sprintf("; pruned through sequence %d by %s %s, as OPS records", w.through, p.actor.Type, p.actor.ID)
@@ -324,22 +339,34 @@ func (w *walk) damage() {
 }
 
 // ends says whether events that were signed are gone from the end.
-func (w *walk) ends() {
+func (w *walk) ends(ctx context.Context) error {
 	if w.broken != nil {
-		return
+		return nil
 	}
 	n := len(w.memories)
 	if n == 0 || w.memories[n-1].tree.Size <= w.tree.Size() {
-		return
+		return nil
 	}
 	f := w.memories[n-1]
-	place := &audit.Place{Stream: w.stream, Sequence: w.last.Sequence + 1}
-	word := Trimmed
-	if f.holder == "" {
-		word = Rewritten
+	for _, m := range w.memories { // what was signed says it better than what is told of it
+		if m.tree.Size == f.tree.Size && m.holder != "" && m.holder != events.Ops {
+			f = m
+		}
 	}
-	w.fail(w.stream, word, place, "its end is gone: it ends at sequence %d with %d events, and %s remembers a signed tree of %d: the last %d are missing",
-		w.last.Sequence, w.tree.Size(), f.whose, f.tree.Size, f.tree.Size-w.tree.Size())
+	word, place, found := Trimmed, &audit.Place{Stream: w.stream, Sequence: w.last.Sequence + 1}, ""
+	if f.holder == "" || f.holder == events.Ops {
+		word = Rewritten
+		at, said, err := w.shown(ctx, f)
+		if err != nil {
+			return err
+		}
+		if at != nil {
+			place, found = at, said
+		}
+	}
+	w.fail(w.stream, word, place, "its end is gone: it ends at sequence %d with %d events, and %s has a tree of %d: %d are missing.%s",
+		w.last.Sequence, w.tree.Size(), f.whose, f.tree.Size, f.tree.Size-w.tree.Size(), found)
+	return nil
 }
 
 // differs says whether an event is not the one that was signed, and which.
@@ -351,7 +378,7 @@ func (w *walk) differs(ctx context.Context) error {
 		case !m.seen:
 		case !m.fits():
 			wrong = append(wrong, m)
-		case m.holder != "":
+		case m.holder != "" && m.holder != events.Ops:
 			fit = m.tree.Size
 		}
 	}
@@ -359,13 +386,13 @@ func (w *walk) differs(ctx context.Context) error {
 	if len(wrong) > 1 {
 		more = fmt.Sprintf(" (and %d more do not fit)", len(wrong)-1)
 	}
-	if len(wrong) > 0 && wrong[0].holder == "" {
+	if len(wrong) > 0 && (wrong[0].holder == "" || wrong[0].holder == events.Ops && fit >= wrong[0].tree.Size) {
 		m := wrong[0]
 		place, found, err := w.shown(ctx, m)
 		if err != nil {
 			return err
 		}
-		w.fail(w.stream, Rewritten, place, "it is not the history that was shown before: %s has a signed tree of %d events with root %s, and the stream gives %s%s.%s Keep both, they are evidence",
+		w.fail(w.stream, Rewritten, place, "it is not the history that was shown before: %s has a tree of %d events with root %s, and the stream gives %s%s.%s Keep both, they are evidence",
 			m.whose, m.tree.Size, m.tree.Root, m.root, more, found)
 		return nil
 	}
@@ -444,7 +471,7 @@ func (w *walk) sources(ctx context.Context) (list []*signedLeaves) {
 	found := false
 	for _, m := range slices.Backward(w.memories) {
 		switch {
-		case m.holder == "":
+		case m.holder == "", m.holder == events.Ops:
 		case m.holder == merkle.InDirectory:
 			add(m.holder, m, merkle.Published(w.Dir, w.stream))
 		case !found:
