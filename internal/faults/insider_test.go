@@ -3,6 +3,7 @@ package faults
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
@@ -17,14 +18,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/minio/highwayhash"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/mod/sumdb/note"
 
+	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/audit/inspect"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
+	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/internal/testenv"
 	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/merkle"
@@ -42,13 +47,15 @@ type insider struct {
 
 // past is a history that was lived once, and what others have kept of it.
 type past struct {
-	dir, nats, postgres string // stopped
-	logKey              string // file
-	export, part        string // of everything, and of the owner birdwatch
-	checkpoint          string // of LEDGER, as anybody could have kept it
-	receipt             string // for the revocation
-	cosigned, policy    string // by a witness on another machine
+	dir, nats, postgres string   // stopped
+	logKey              string   // file
+	export, part        string   // of everything, and of the owner birdwatch
+	checkpoint          string   // of LEDGER, as anybody could have kept it
+	receipt             string   // for the revocation
+	cosigned            []string // checkpoints of all streams, by a witness on another machine
+	policy              string
 	revoked, key        string // ids
+	secret              string // of the revoked key
 	revocation          uint64 // where it stands in LEDGER
 }
 
@@ -100,7 +107,7 @@ func live(t *testing.T) *past {
 			}
 		}
 	}
-	p.revoked, p.key = keys[2].Key.ID, keys[3].Key.ID
+	p.revoked, p.secret, p.key = keys[2].Key.ID, keys[2].Secret, keys[3].Key.ID
 	outside("audit", "prove", "ledger", "10", "--log-key", p.logKey) // several checkpoints, not one
 	outside("keys", "revoke", p.revoked, "--reason", "stolen", "--receipt", p.receipt)
 	for _, k := range keys[3:] {
@@ -126,11 +133,10 @@ func live(t *testing.T) *past {
 	if out, code := s.cli("audit", "witness", "--once", "--state-dir", witness, "--log", filepath.Join(p.dir, "state", "log"), "--log-key", p.logKey); code != 0 {
 		t.Fatal(out)
 	}
-	last, err := filepath.Glob(filepath.Join(witness, "*", "ledger", "last"))
-	if err != nil || len(last) != 1 {
-		t.Fatal("the witness has kept nothing", last, err)
+	var err error
+	if p.cosigned, err = filepath.Glob(filepath.Join(witness, "*", "*", "last")); err != nil || len(p.cosigned) != len(audit.Streams) {
+		t.Fatal("the witness has kept other than the streams", p.cosigned, err)
 	}
-	p.cosigned = last[0]
 	receipt, err := os.ReadFile(p.receipt)
 	if err != nil {
 		t.Fatal(err)
@@ -145,15 +151,20 @@ func live(t *testing.T) *past {
 	}
 
 	// The control, beside the service that runs.
-	r := s.audited(7, "--log-key", p.logKey)
-	if !r.Pass {
-		t.Fatalf("What nobody touched does not pass: %s", r.text())
-	}
+	s.audited(7, append(p.evidence(), "--log-key", p.logKey)...).passes(t)
 	if err := serve.process.Interrupt(patience); err != nil {
 		t.Fatal(err)
 	}
 	b.stop()
 	return p
+}
+
+// evidence is all that others have kept.
+func (p *past) evidence() (args []string) {
+	for _, file := range append([]string{p.export, p.part, p.checkpoint, p.receipt}, p.cosigned...) {
+		args = append(args, "--earlier", file)
+	}
+	return append(args, "--policy", p.policy)
 }
 
 // settle writes the settings of serve into a directory.
@@ -253,6 +264,19 @@ func (x *insider) js(do func(context.Context, jetstream.JetStream) error) {
 func (x *insider) sql(query string, args ...any) {
 	x.t.Helper()
 	(&broken{t: x.t, postgres: x.stage.postgres}).sql(query, args...)
+}
+
+// define does something as superuser that touches no rows.
+func (x *insider) define(statements string) {
+	x.t.Helper()
+	conn, err := pgx.Connect(x.t.Context(), x.stage.postgres)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	defer conn.Close(x.t.Context())
+	if _, err := conn.Exec(x.t.Context(), statements); err != nil {
+		x.t.Fatal(err)
+	}
 }
 
 func (x *insider) remove(path string) { (&broken{t: x.t}).remove(path) }
@@ -440,6 +464,83 @@ func (x *insider) kv(do func(context.Context, jetstream.KeyValue) error) {
 	})
 }
 
+// signer is the log's key, which the master key opens.
+func (x *insider) signer() (signer note.Signer) {
+	x.t.Helper()
+	master, err := seal.LoadMaster(filepath.Join(x.dir, "master.key"))
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	x.kv(func(ctx context.Context, kv jetstream.KeyValue) error {
+		e, err := kv.Get(ctx, "key")
+		if err != nil {
+			return err
+		}
+		var s struct {
+			Keys []struct {
+				Verifier string
+				Secret   []byte
+			}
+		}
+		if err := json.Unmarshal(e.Value(), &s); err != nil {
+			return err
+		}
+		secret, err := master.Unwrap(s.Keys[0].Secret, "keyledger log key "+s.Keys[0].Verifier)
+		if err != nil {
+			return err
+		}
+		signer, err = note.NewSigner(string(secret))
+		return err
+	})
+	return signer
+}
+
+// forged puts a checkpoint into the bucket, signed by a key: of the size that the newest
+// has, with another root.
+func (x *insider) forged(stream string, signer note.Signer) {
+	x.t.Helper()
+	x.kv(func(ctx context.Context, kv jetstream.KeyValue) error {
+		place := "checkpoint." + strings.ToLower(stream)
+		e, err := kv.Get(ctx, place)
+		if err != nil {
+			return err
+		}
+		var kept map[string]any
+		if err := json.Unmarshal(e.Value(), &kept); err != nil {
+			return err
+		}
+		text, _, _ := strings.Cut(kept["checkpoint"].(string), "\n\n")
+		c, err := audit.ParseCheckpoint(text + "\n")
+		if err != nil {
+			return err
+		}
+		c.Root[7] ^= 1
+		signed, err := audit.Sign(c, signer)
+		if err != nil {
+			return err
+		}
+		kept["checkpoint"] = string(signed)
+		value, err := json.Marshal(kept)
+		if err != nil {
+			return err
+		}
+		_, err = kv.Put(ctx, place, value)
+		return err
+	})
+}
+
+// published is a file of the published directory, which change edits.
+func (x *insider) published(change func([]byte) []byte, elem ...string) {
+	x.t.Helper()
+	b, err := os.ReadFile(x.log(elem...))
+	if err == nil {
+		err = os.WriteFile(x.log(elem...), change(b), 0o600)
+	}
+	if err != nil {
+		x.t.Fatal(err)
+	}
+}
+
 // setBack puts the oldest checkpoint that the bucket still has in the place of the newest.
 func (x *insider) setBack(stream string) {
 	x.t.Helper()
@@ -452,6 +553,13 @@ func (x *insider) setBack(stream string) {
 		_, err = kv.Put(ctx, place, history[0].Value())
 		return err
 	})
+}
+
+func (f *found) passes(t *testing.T) {
+	t.Helper()
+	if !f.Pass {
+		t.Errorf("What nobody touched does not pass:%s", f.text())
+	}
 }
 
 // wanted is a line that must be there.
@@ -551,6 +659,92 @@ func TestInsider(t *testing.T) {
 			x.sql(`delete from keyledger.log_checkpoints`)
 			x.remove(x.log())
 		}, []wanted{{"LEDGER", inspect.Edited, "It was changed after it was signed: the bucket keyledger_log"}}},
+
+		{"changes a row: a key is alive again", func(x *insider) {
+			x.sql(`update keyledger.keys_v1 set revoked_at = null, revoke_reason = '' where id = $1`, p.revoked)
+		}, []wanted{{"keys_v1", inspect.Row, "keys_v1: the row id=" + p.revoked + ` was changed (revoke_reason: "", not "stolen"; revoked_at: null, not "`}}},
+		{"changes a row: more was used", func(x *insider) {
+			x.sql(`update keyledger.usage_v1 set requests = requests + 40 where ctid = (select ctid from keyledger.usage_v1 where key = $1 limit 1)`, p.key)
+		}, []wanted{{"usage_v1", inspect.Row, "key=" + p.key}, {"usage_v1", inspect.Row, "was changed (requests: 4"}}},
+		{"changes a row: the copy of LEDGER", func(x *insider) {
+			x.sql(`update keyledger.ledger_v1 set body = convert_to(replace(convert_from(body, 'UTF8'), 'stolen', 'boring'), 'UTF8') where sequence = $1`, int64(p.revocation))
+		}, []wanted{{"ledger_v1", inspect.Row, fmt.Sprintf("the row sequence=%d was changed (body)", p.revocation)}}},
+		{"takes a row away from the copy of LEDGER", func(x *insider) {
+			x.sql(`delete from keyledger.ledger_v1 where sequence = $1`, int64(p.revocation))
+		}, []wanted{{"ledger_v1", inspect.Row, fmt.Sprintf("the row sequence=%d is missing", p.revocation)}}},
+		{"takes rows away from the index of uses", func(x *insider) { x.sql(`delete from keyledger.uses_v1`) },
+			[]wanted{{"uses_v1", inspect.Row, "is missing"}}},
+		{"changes the index of addresses", func(x *insider) {
+			x.sql(`update keyledger.addresses_blocks_v1 set latest = latest - 1`)
+		}, []wanted{{"addresses_v1", inspect.Row, "latest: "}}},
+		{"changes a tile of the tree", func(x *insider) {
+			x.sql(`update keyledger.tree_ledger_v1 set hashes = set_byte(hashes, 40, get_byte(hashes, 40) # 1) where level = 0`)
+		}, []wanted{{"tree_ledger_v1", inspect.Row, "the row level=0, number=0 was changed (hashes)"}}},
+		{"changes how many events an owner has", func(x *insider) {
+			x.sql(`update keyledger.parts_ledger_v1 set events = events - 1 where scope = (select scope from keyledger.parts_ledger_v1 where events > 1 and length(scope) > 0 limit 1)`)
+		}, []wanted{{"parts_ledger_v1", inspect.Row, "was changed (events: "}}},
+		{"lets a view lie, and a trigger", func(x *insider) {
+			x.define(`do $do$ begin execute 'create or replace view analytics.keys as ' || replace(pg_get_viewdef('analytics.keys'::regclass), '''revoked''', '''active'''); end $do$;
+				create function keyledger.lie() returns trigger language plpgsql as $$ begin new.revoked_at = null; return new; end $$;
+				create trigger lie before insert on keyledger.keys_v1 for each row execute function keyledger.lie()`)
+		}, []wanted{{"views", inspect.Row, "trigger lie on keyledger.keys_v1 is not this program's"}, {"views", inspect.Row, "view analytics.keys is defined otherwise"}}},
+
+		{"puts an older checkpoint into the bucket", func(x *insider) { x.setBack(events.Ledger) },
+			[]wanted{{"LEDGER", inspect.Checkpoint, "the bucket keyledger_log was set back: it holds a checkpoint of"}}},
+		{"puts an older checkpoint into a bucket without its past", func(x *insider) {
+			x.setBack(events.Ledger)
+			x.bucketAnew(func(string) bool { return true })
+		}, []wanted{{"LEDGER", inspect.Checkpoint, "the bucket keyledger_log was set back: its checkpoint is of"}}},
+		{"puts a checkpoint of another key into the bucket", func(x *insider) {
+			secret, _, err := note.GenerateKey(rand.Reader, x.signer().Name())
+			if err != nil {
+				x.t.Fatal(err)
+			}
+			signer, err := note.NewSigner(secret)
+			if err != nil {
+				x.t.Fatal(err)
+			}
+			x.forged(events.Ledger, signer)
+		}, []wanted{{"LEDGER", inspect.Checkpoint, "what the bucket keyledger_log remembers as its checkpoint was not signed by the log's key"}}},
+		{"signs another root with the log's key", func(x *insider) { x.forged(events.Ledger, x.signer()) },
+			[]wanted{{"LEDGER", inspect.Rewritten, "two roots were signed for"}}},
+		{"deletes a checkpoint from the bucket", func(x *insider) {
+			x.kv(func(ctx context.Context, kv jetstream.KeyValue) error { return kv.Delete(ctx, "checkpoint.usage") })
+		}, []wanted{{"USAGE", inspect.Checkpoint, "the bucket keyledger_log: the checkpoint was deleted"}}},
+		{"takes the bucket away", func(x *insider) {
+			x.js(func(ctx context.Context, js jetstream.JetStream) error { return js.DeleteKeyValue(ctx, merkle.Bucket) })
+		}, []wanted{{"log key", inspect.Checkpoint, "is gone"}, {"LEDGER", inspect.Checkpoint, "the bucket keyledger_log has no checkpoint of it, but PostgreSQL remembers one"}}},
+		{"changes a checkpoint in PostgreSQL", func(x *insider) {
+			x.sql(`update keyledger.log_checkpoints set root = sha256('another') where stream = 'LEDGER' and size = (select max(size) from keyledger.log_checkpoints where stream = 'LEDGER')`)
+		}, []wanted{{"LEDGER", inspect.Checkpoint, "the row was changed"}}},
+		{"puts an older checkpoint into the published directory", func(x *insider) {
+			older := x.older(events.Ledger)
+			x.published(func([]byte) []byte { return older }, "ledger", "checkpoint")
+			x.sql(`update keyledger.log_checkpoints set signed_at = signed_at - interval '1 hour'`) // some time passes
+		}, []wanted{{"LEDGER", inspect.Checkpoint, "shows an older checkpoint"}}},
+		{"puts the checkpoint of another stream into the published directory", func(x *insider) {
+			b, err := os.ReadFile(x.log("feed", "checkpoint"))
+			if err != nil {
+				x.t.Fatal(err)
+			}
+			x.published(func([]byte) []byte { return b }, "ledger", "checkpoint")
+		}, []wanted{{"LEDGER", inspect.Checkpoint, "remembers as its checkpoint was not signed by the log's key"}}},
+		{"changes a published tile", func(x *insider) {
+			tiles, err := filepath.Glob(x.log("ledger", "tile", "0", "000.p", "*"))
+			if err != nil || len(tiles) == 0 {
+				x.t.Fatal("no tiles", err)
+			}
+			for _, tile := range tiles {
+				rel, err := filepath.Rel(x.log(), tile)
+				if err != nil {
+					x.t.Fatal(err)
+				}
+				x.published(func(b []byte) []byte { b[len(b)-1] ^= 1; return b }, rel)
+			}
+		}, []wanted{{"LEDGER", inspect.Checkpoint, "does not hold the tree that its own checkpoint signs"}}},
+		{"puts a key of his own into the published directory", func(x *insider) {
+			x.published(func(b []byte) []byte { return append(b, "keyledger-0+00000000+AAAA\n"...) }, "keys")
+		}, []wanted{{"log key", inspect.Checkpoint, "the published directory names the key keyledger-0+00000000+AAAA"}}},
 	} {
 		t.Run(a.name, func(t *testing.T) {
 			t.Parallel()
@@ -561,6 +755,170 @@ func TestInsider(t *testing.T) {
 			t.Log(f.text())
 		})
 	}
+}
+
+// older is a checkpoint that was signed before the newest.
+func (x *insider) older(stream string) []byte {
+	x.t.Helper()
+	conn, err := pgx.Connect(x.t.Context(), x.stage.postgres)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	defer conn.Close(x.t.Context())
+	var signed string
+	if err := conn.QueryRow(x.t.Context(), `select signed from keyledger.log_checkpoints where stream = $1 order by size desc offset 1 limit 1`, stream).Scan(&signed); err != nil {
+		x.t.Fatal(err)
+	}
+	return []byte(signed)
+}
+
+// bucketAnew makes the bucket of the log anew, with the newest value of each place that
+// is to stay.
+func (x *insider) bucketAnew(stays func(place string) bool) {
+	x.t.Helper()
+	x.js(func(ctx context.Context, js jetstream.JetStream) error {
+		kv, err := js.KeyValue(ctx, merkle.Bucket)
+		if err != nil {
+			return err
+		}
+		status, err := kv.Status(ctx)
+		if err != nil {
+			return err
+		}
+		config := status.Config()
+		places, err := kv.Keys(ctx)
+		if err != nil {
+			return err
+		}
+		values := map[string][]byte{}
+		for _, place := range places {
+			e, err := kv.Get(ctx, place)
+			if err != nil {
+				return err
+			}
+			values[place] = e.Value()
+		}
+		if err := js.DeleteKeyValue(ctx, merkle.Bucket); err != nil {
+			return err
+		}
+		if kv, err = js.CreateKeyValue(ctx, config); err != nil {
+			return err
+		}
+		for place, value := range values {
+			if stays(place) {
+				if _, err := kv.Put(ctx, place, value); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// rewritten is an installation whose insider has the master key, and lets the service
+// itself sign another history: without the revocation, and without anything that
+// remembers it. Of the log's bucket remains what stays.
+func (p *past) rewritten(t *testing.T, stays func(place string) bool) *insider {
+	t.Helper()
+	x := p.copied(t)
+	without := func(kind string) func(uint64, []byte) []byte {
+		return func(_ uint64, b []byte) []byte {
+			if bytes.Contains(b, []byte(`"type":"`+kind+`"`)) {
+				return nil
+			}
+			return b
+		}
+	}
+	x.anew(events.Ledger, without("key.revoked"), nil)
+	x.anew(events.Ops, without("audit.read"), nil)
+	x.js(func(ctx context.Context, js jetstream.JetStream) error { return js.DeleteStream(ctx, events.Feed) })
+	x.bucketAnew(stays)
+	x.define(`drop schema keyledger cascade; drop schema analytics cascade; drop schema if exists keyledger_baseline cascade`)
+	x.remove(x.log())
+	x.forget()
+	serve := x.stage.service()
+	serve.start()
+	root := filepath.Join(x.dir, "root.key")
+	x.stage.root = readSecret(t, root)
+	if code, err := x.stage.client(serve).verify(t.Context(), p.secret); err != nil || code != "VALID" {
+		t.Errorf("The key that was revoked is not alive again: %s, %v", code, err)
+	}
+	for _, stream := range []string{"ledger", "feed"} { // waits until it is signed
+		if out, code := x.stage.cli("audit", "prove", stream, "12", "--url", serve.url, "--token-file", root); code != 0 {
+			t.Fatalf("prove: %d %s", code, out)
+		}
+	}
+	if err := serve.process.Interrupt(patience); err != nil {
+		t.Fatal(err)
+	}
+	return x
+}
+
+// Who has the master key, too, can let another history be signed, and nothing that is
+// there shows it: that is why others keep exports, checkpoints and receipts, and why
+// there are witnesses. Each of them alone shows it.
+func TestInsiderWithTheMasterKey(t *testing.T) {
+	p := live(t)
+	x := p.rewritten(t, func(place string) bool { return place == "key" })
+	// The control: without anything from outside it passes, with the right key.
+	if f := x.stage.audited(7, "--log-key", p.logKey); !f.Pass {
+		t.Errorf("A history that was signed as a whole is found without what others kept, so this test shows nothing:%s", f.text())
+	}
+	at := fmt.Sprintf("LEDGER %d 0", p.revocation)
+	for _, e := range []struct {
+		name   string
+		args   []string
+		wanted []wanted
+	}{
+		{"an export of everything", []string{"--earlier", p.export}, []wanted{{"LEDGER", inspect.Rewritten, "The export has an event about parcelbird birdwatch " + p.revoked + " at " + at}, {"OPS", inspect.Rewritten, ""}}},
+		{"an export of one owner", []string{"--earlier", p.part}, []wanted{{"LEDGER", inspect.Rewritten, "The export has an event about parcelbird birdwatch " + p.revoked + " at " + at}}},
+		{"a checkpoint", []string{"--earlier", p.checkpoint}, []wanted{{"LEDGER", inspect.Rewritten, "ledger.checkpoint has a tree of"}}},
+		{"a receipt", []string{"--earlier", p.receipt}, []wanted{{"LEDGER", inspect.Rewritten, "signed a receipt (" + p.receipt + ") for the event about parcelbird birdwatch " + p.revoked + " at " + at}}},
+		{"what a witness has signed", p.evidence()[8:], []wanted{{"LEDGER", inspect.Rewritten, "last has a tree of"}}},
+		{"a policy that nobody has met", []string{"--policy", p.policy}, []wanted{{"LEDGER", inspect.Checkpoint, "signatures which the policy asks for"}}},
+	} {
+		t.Run(e.name, func(t *testing.T) {
+			f := x.stage.audited(7, append(e.args, "--streams-only", "--log-key", p.logKey)...)
+			f.want(t, e.wanted...)
+			t.Log(f.text())
+		})
+	}
+
+	t.Run("another key", func(t *testing.T) {
+		x := p.rewritten(t, func(string) bool { return false })
+		x.stage.audited(7, "--log-key", p.logKey).want(t, wanted{"log key", inspect.Checkpoint, "the key was replaced"})
+		if f := x.stage.audited(7); !f.Pass { // the control: who asks the installation for its key is told what it likes
+			t.Errorf("The key that is there does not fit what it has signed:%s", f.text())
+		}
+		x.stage.audited(7, "--earlier", p.receipt).want(t, wanted{p.receipt, inspect.Checkpoint, "it is of another log, or the key was replaced"})
+	})
+}
+
+// What a start refuses, and what is changed beside a service that runs, is found as
+// well.
+func TestInsiderBesideTheService(t *testing.T) {
+	p := live(t)
+	x := p.copied(t)
+	x.stage.audited(7, append(p.evidence(), "--log-key", p.logKey)...).passes(t)
+	serve := x.stage.service()
+	serve.start()
+	root := filepath.Join(x.dir, "root.key")
+	x.sql(`update keyledger.keys_v1 set revoked_at = null where id = $1`, p.revoked)
+	x.stage.audited(7, "--log-key", p.logKey).want(t, wanted{"keys_v1", inspect.Row, "the row id=" + p.revoked + " was changed (revoked_at: null"})
+	if out, code := x.stage.cli("projections", "rebuild", "keys_v1", "--url", serve.url, "--token-file", root); code != 0 {
+		t.Fatalf("rebuild: %d %s", code, out)
+	}
+	x.stage.audited(7, append(p.evidence(), "--log-key", p.logKey)...).passes(t)
+
+	x.limit(events.Ledger, 5)
+	x.stage.audited(7, "--log-key", p.logKey).want(t, wanted{"LEDGER", inspect.Trimmed, "its beginning is gone"})
+	_ = serve.process.Interrupt(patience)
+	again := x.stage.service()
+	again.launch()
+	if err := again.process.Wait(patience); err == nil || !strings.Contains(again.process.Output(), "LEDGER") {
+		t.Fatalf("It starts: %v", err)
+	}
+	x.stage.audited(7, "--log-key", p.logKey).want(t, wanted{"LEDGER", inspect.Trimmed, "its beginning is gone"})
 }
 
 // rebuilt makes every read model anew from the streams as they are.
