@@ -167,10 +167,14 @@ func TestEveryFindingHasARunbook(t *testing.T) {
 		"it begins at sequence", "are missing", "the server reports lost data",
 		"is gone or cannot be read", "is missing or cannot be read", "it holds event", "the stream was created at",
 		"is not a fact", "is about another keyspace, owner or key",
+		"is not the one that was signed", "other events than were signed", "was changed in PostgreSQL", "was not signed by this log", "of scrubs is not as it was written",
 	} {
 		found := false
-		for _, f := range []string{"refusal.go", "streams.go", "ledger.go", "follow.go", "read.go"} {
+		for _, f := range []string{"refusal.go", "streams.go", "ledger.go", "follow.go", "read.go", "scan.go"} {
 			found = found || strings.Contains(read(t, "..", "events", "ledger", f), words)
+		}
+		for _, f := range []string{"scrub.go", "scrubbing.go", "sign.go"} {
+			found = found || strings.Contains(read(t, "..", "projections", "merkle", f), words)
 		}
 		if !found {
 			t.Errorf("no finding says %q any more", words)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/projections/merkle"
 )
 
 // BenchmarkProve measures a whole proof, from a place to what is answered: the event
@@ -15,26 +16,7 @@ import (
 func BenchmarkProve(b *testing.B) {
 	s := newStage(b)
 	const pages, lines = 400, 250
-	at := time.Now()
-	for range pages {
-		var bodies [][]byte
-		for i := range lines {
-			e := events.New(events.KeyUsed{Decision: events.NewID("dec", at), Method: "GET", Endpoint: "/v1/parcels/17", Status: new(200), SourceIP: &events.Sealed{Key: "parcelbird.org_1.2026-01", Box: "3q2+7w3q2+7w3q2+7w3q2+7w3q2+7w3q2+7w3q2+7w=="},
-				LatencyMS: new(int64(12)), Environment: "live", Secret: "current", Node: "n1", LedgerSequence: 17, DocumentVersion: 1}, at)
-			e.Keyspace, e.Owner, e.Key = "parcelbird", "org_1", fmt.Sprintf("key_01a201b4-19f8-7cb5-9bcc-ec83c23c4%03d", i)
-			body, err := events.Encode(e)
-			if err != nil {
-				b.Fatal(err)
-			}
-			bodies = append(bodies, body)
-		}
-		sequence, err := s.ledger.AppendPage(b.Context(), "parcelbird", "n1", bodies)
-		if err != nil {
-			b.Fatal(err)
-		}
-		s.last = sequence
-	}
-	s.sealed(events.Usage, s.last)
+	s.uses(pages, lines)
 	b.Run("bare", func(b *testing.B) { // what is asked of others, with nothing made of it
 		for b.Loop() {
 			if _, err := s.ledger.Line(b.Context(), events.Usage, 1+rand.Uint64N(pages), 0); err != nil {
@@ -55,4 +37,45 @@ func BenchmarkProve(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkScrub reads a stream again and compares it with the tree, as fast as it
+// can, server and PostgreSQL included.
+func BenchmarkScrub(b *testing.B) {
+	s := newStage(b, func(o *merkle.Options) { o.ScrubRate = 1 << 40 })
+	const pages, lines = 400, 250
+	s.uses(pages, lines)
+	for b.Loop() {
+		n, err := s.log.ScrubOnce(b.Context(), events.Usage, "")
+		if err != nil || s.log.Damage() != nil {
+			b.Fatal(err, s.log.Damage())
+		}
+		b.SetBytes(n)
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/(pages*lines), "ns/event")
+}
+
+// uses records pages of uses of a common size.
+func (s *stage) uses(pages, lines int) {
+	s.t.Helper()
+	at := time.Now()
+	for range pages {
+		var bodies [][]byte
+		for i := range lines {
+			e := events.New(events.KeyUsed{Decision: events.NewID("dec", at), Method: "GET", Endpoint: "/v1/parcels/17", Status: new(200), SourceIP: &events.Sealed{Key: "parcelbird.org_1.2026-01", Box: "3q2+7w3q2+7w3q2+7w3q2+7w3q2+7w3q2+7w3q2+7w=="},
+				LatencyMS: new(int64(12)), Environment: "live", Secret: "current", Node: "n1", LedgerSequence: 17, DocumentVersion: 1}, at)
+			e.Keyspace, e.Owner, e.Key = "parcelbird", "org_1", fmt.Sprintf("key_01a201b4-19f8-7cb5-9bcc-ec83c23c4%03d", i)
+			body, err := events.Encode(e)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			bodies = append(bodies, body)
+		}
+		sequence, err := s.ledger.AppendPage(s.t.Context(), "parcelbird", "n1", bodies)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.last = sequence
+	}
+	s.sealed(events.Usage, s.last)
 }

@@ -441,7 +441,9 @@ func (l *Log) scrubPass(ctx context.Context, stream string, began time.Time) err
 		})
 		if r.Offline {
 			server.Skipped = "it is offline"
-		} else if last != nil && last.Size > 0 {
+		} else if last == nil || last.Size == 0 { // there is nothing to compare with
+			l.found(stream, FoundAltered, r.Server, nil)
+		} else {
 			p := &scrubbing{l: l, stream: stream, server: r.Server, several: len(replicas) > 1, last: last}
 			err := p.run(ctx)
 			pass.Bytes += p.bytes

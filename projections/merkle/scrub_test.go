@@ -21,6 +21,7 @@ import (
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/internal/testenv"
 	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/merkle"
@@ -30,6 +31,8 @@ import (
 type scrubbed struct {
 	stage
 	dir   string // of the server
+	nats  *embedded.NATS
+	ends  func() // the log alone
 	shut  func()
 	nodes *testenv.Nodes // instead of dir
 }
@@ -50,7 +53,7 @@ func (s *scrubbed) start() {
 		s.conn, server, replicas = s.nodes.Conn(0), func() {}, 3
 	} else {
 		n := testenv.NATS(s.t, testenv.InDir(s.dir))
-		s.conn, server = testenv.Conn(s.t, n), n.Shutdown
+		s.conn, server, s.nats = testenv.Conn(s.t, n), n.Shutdown, n
 	}
 	var err error
 	if s.js, err = jetstream.New(s.conn); err != nil {
@@ -72,8 +75,10 @@ func (s *scrubbed) start() {
 	ctx, stop := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() { s.runner.Run(ctx) })
-	done.Go(func() { _ = s.log.Run(ctx) })
-	done.Go(func() { _ = s.log.Scrub(ctx) })
+	log, stopLog := context.WithCancel(ctx)
+	s.ends = stopLog
+	done.Go(func() { _ = s.log.Run(log) })
+	done.Go(func() { _ = s.log.Scrub(log) })
 	s.shut = sync.OnceFunc(func() {
 		stop()
 		done.Wait()
@@ -390,6 +395,106 @@ func TestScrubOfMemory(t *testing.T) {
 	s.shorter(events.Usage, 30)
 	s.start()
 	s.finds(events.Usage, merkle.FoundShort, 31, 0)
+	s.shut()
+	if err := os.RemoveAll(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(s.dir, os.DirFS(intact)); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	s.whole()
+}
+
+// Where the beginning of USAGE was pruned, what is left is read and compared, from the
+// signed tree before it on.
+func TestScrubOfPruned(t *testing.T) {
+	t.Parallel()
+	s := newScrubbed(t)
+	s.fill()
+	for _, through := range []uint64{17, 32} { // in the middle of a tile, and at the end of none
+		if _, err := s.ledger.AppendOps(t.Context(), events.New(events.UsagePruned{Stream: events.Usage, Through: through}, time.Now())); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.ledger.Prune(t.Context(), through); err != nil {
+			t.Fatal(err)
+		}
+		s.goesOn()
+	}
+	s.shut()
+	testenv.Forge(t, s.dir, events.Usage, 35, `"count":1`, `"count":7`)
+	s.start()
+	s.finds(events.Usage, merkle.FoundAltered, 35, 19)
+	s.shut()
+	testenv.Forge(t, s.dir, events.Usage, 35, `"count":7`, `"count":1`)
+	s.start()
+	s.goesOn()
+	// All of it.
+	if _, err := s.ledger.AppendOps(t.Context(), events.New(events.UsagePruned{Stream: events.Usage, Through: s.last}, time.Now())); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.ledger.Prune(t.Context(), s.last); err != nil {
+		t.Fatal(err)
+	}
+	s.goesOn()
+	s.page(20)
+	s.sealed(events.Usage, s.last)
+	s.goesOn()
+}
+
+// One process scrubs, the others wait; what it finds stops all of them, and when it
+// ends another goes on.
+func TestScrubIsDoneOnce(t *testing.T) {
+	t.Parallel()
+	s := newScrubbed(t)
+	s.fill()
+	s.goesOn()
+	conn := testenv.Conn(t, s.nats)
+	o := s.o
+	o.Node = "n2"
+	var err error
+	if o.JetStream, err = jetstream.New(conn); err != nil {
+		t.Fatal(err)
+	}
+	if o.Ledger, err = ledger.Open(t.Context(), conn, ledger.Options{AllowUnverifiedSync: true, ReadOnly: true}); err != nil {
+		t.Fatal(err)
+	}
+	defer o.Ledger.Close()
+	other, err := merkle.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	defer done.Wait()
+	defer stop()
+	done.Go(func() { _ = other.Scrub(ctx) })
+	until(t, "the other one shows who scrubs", func() bool { return other.ScrubState().Node == "n1" && other.ScrubState().Streams[0].Last != nil })
+
+	table := merkle.Tree{Stream: events.Usage}.Table()
+	if _, err := s.pool.Exec(t.Context(), `update keyledger.`+table+` set hashes = set_byte(hashes, 3210, get_byte(hashes, 3210) # 1) where level = 0 and number = 1`); err != nil {
+		t.Fatal(err)
+	}
+	s.finds(events.Usage, merkle.FoundTree, 13, 16)
+	until(t, "the other one knows what was found", func() bool { return other.Damage() != nil })
+	e := events.New(events.KeyCreated{Name: "k", Environment: "live"}, time.Now())
+	e.Keyspace, e.Owner, e.Key, e.KeyVersion = "parcelbird", "o1", "key_refused", 1
+	if _, err := o.Ledger.Append(t.Context(), 0, e); !held(err) {
+		t.Errorf("an append of the other one is answered with %v", err)
+	}
+	if err := other.ScrubNow(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.runner.Rebuild(t.Context(), table, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.whole()
+	until(t, "the other one knows that it is repaired", func() bool { return other.Damage() == nil })
+	s.ends()
+	until(t, "the other one scrubs", func() bool {
+		x := other.ScrubState()
+		return x.Node == "n2" && x.Streams[1].Last != nil && x.Streams[1].Last.Events == 800
+	})
 }
 
 // shorter makes a stream anew, without its end.

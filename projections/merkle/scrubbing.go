@@ -106,20 +106,21 @@ func (p *scrubbing) read(ctx context.Context) error {
 	if p.first, err = p.l.o.Ledger.First(ctx, p.stream); err != nil {
 		return err
 	}
+	if p.first > p.last.sequence { // all of it was pruned: whether that is recorded, the ledger looks at
+		return nil
+	}
 	p.edge = &edge{}
-	if p.first > 1 && p.first <= p.last.sequence {
+	if p.first > 1 {
 		if err := p.begin(ctx); err != nil {
 			return err
 		}
 	}
 	p.l.scrub.update(p.stream, func(x *ScrubStream) { x.Server, x.Position, x.Of = p.server, p.first-1, p.last.sequence })
-	if p.first <= p.last.sequence {
-		pace := func(ctx context.Context, n int) error { return p.l.scrub.pace.wait(ctx, n) }
-		if err := p.l.o.Ledger.Scan(ctx, p.stream, p.server, p.first, p.last.sequence, pace, func(sequence uint64, records []events.Record) error {
-			return p.message(ctx, sequence, records)
-		}); err != nil {
-			return err
-		}
+	pace := func(ctx context.Context, n int) error { return p.l.scrub.pace.wait(ctx, n) }
+	if err := p.l.o.Ledger.Scan(ctx, p.stream, p.server, p.first, p.last.sequence, pace, func(sequence uint64, records []events.Record) error {
+		return p.message(ctx, sequence, records)
+	}); err != nil {
+		return err
 	}
 	return p.end(ctx)
 }
