@@ -68,7 +68,7 @@ func (a *API) readiness(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	found := map[string]error{"keyring": a.caughtUp(ctx), "ledger": nil}
 	for _, doubt := range a.Ledger.Doubts() {
-		found["ledger"] = doubt
+		found["ledger"] = Commands{doubt}
 	}
 	if a.Ready != nil {
 		for name, err := range a.Ready(ctx) {

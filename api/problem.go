@@ -94,8 +94,12 @@ func problemOf(err error) *Problem {
 	if held, ok := errors.AsType[*ledger.HeldError](err); ok {
 		return heldProblem(held)
 	}
-	if _, ok := errors.AsType[*ledger.RefusalError](err); ok {
-		return unavailable("LEDGER_REFUSED", "The event store is in doubt and takes no facts until an operator has looked at it.", 30)
+	if refused, ok := errors.AsType[*ledger.RefusalError](err); ok {
+		p := unavailable("LEDGER_REFUSED", "The event store is in doubt and takes no facts until an operator has looked at it. Keys are verified as ever. What was found is under errors.", 30)
+		for _, f := range refused.Findings {
+			p.Errors = append(p.Errors, Detail{Path: f.Stream, Message: f.Problem + ". " + f.Means, Fix: f.Fix})
+		}
+		return p
 	}
 	switch {
 	case errors.Is(err, ledger.ErrUnavailable):

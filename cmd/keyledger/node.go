@@ -82,9 +82,10 @@ type node struct {
 	certificates *front.Certificates // nil: no TLS is spoken here
 	draining     atomic.Bool         // it takes no more requests
 
-	stop   context.CancelFunc // of the followers
-	done   sync.WaitGroup
-	failed chan error // the first follower that ended by itself
+	stop    context.CancelFunc // of the followers
+	done    sync.WaitGroup
+	failed  chan error  // the first follower that ended by itself
+	serving atomic.Bool // it has started: a doubt about the streams ends commands, and no process
 }
 
 // openNode starts a node and returns when its keyring holds all that was in
@@ -182,6 +183,7 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if err := n.started(ctx); err != nil {
 		return nil, err
 	}
+	n.serving.Store(true)
 	return n, nil
 }
 
@@ -199,11 +201,17 @@ func openRecorder(ctx context.Context, n *node) (*verify.Recorder, error) {
 // recountTime is how long a start waits at most for the limits to be recounted.
 const recountTime = 5 * time.Second
 
-// follow runs something that must not end before the node does.
+// follow runs something that must not end before the node does. Where it ends over a
+// doubt about the streams while the node serves, keys are verified on by what is in
+// memory: as long as the stream has no more than that, or for the stale window.
 func (n *node) follow(what string, run func() error) {
 	n.done.Go(func() {
 		err := run()
 		if errors.Is(err, context.Canceled) {
+			return
+		}
+		if n.serving.Load() && n.doubted(err) {
+			n.config.Log.Error("a follower of the ledger ended over a doubt: keys are verified by what is known, commands are refused until somebody has looked at it and started again", "follower", what, "error", err)
 			return
 		}
 		n.config.Log.Error("a follower of the ledger ended: the node can no longer be trusted to be up to date", "follower", what, "error", err)
@@ -212,6 +220,24 @@ func (n *node) follow(what string, run func() error) {
 		default:
 		}
 	})
+}
+
+// doubted says whether an error comes of a stream that is refused, or will be when the
+// ledger next looks at it: one that is gone.
+func (n *node) doubted(err error) bool {
+	if _, ok := errors.AsType[*ledger.RefusalError](err); ok {
+		return true
+	}
+	api, ok := errors.AsType[*jetstream.APIError](err)
+	if !ok || api.ErrorCode != jetstream.JSErrCodeStreamNotFound {
+		return false
+	}
+	for end := time.Now().Add(3 * ledger.WatchEvery); time.Now().Before(end); <-time.After(100 * time.Millisecond) {
+		if len(n.ledger.Doubts()) > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (n *node) started(ctx context.Context) error {
@@ -327,7 +353,10 @@ func apiDeps(ctx context.Context, n *node) api.Deps {
 // ready says what keeps the node from being relied on. PostgreSQL is not part
 // of it: without it keys are verified and changed as ever.
 func (n *node) ready(context.Context) map[string]error {
-	checks := map[string]error{"ledger": n.ledger.Err(events.Ledger), "stream": nil, "write-ahead log": nil}
+	checks := map[string]error{"ledger": nil, "stream": nil, "write-ahead log": nil}
+	for _, doubt := range n.ledger.Doubts() {
+		checks["ledger"] = api.Commands{Err: doubt}
+	}
 	if err := n.recorder.Unprotected(); err != nil {
 		checks["write-ahead log"] = api.Note{Err: err} // requests are answered and recorded as ever
 	}

@@ -75,6 +75,9 @@ type Position struct {
 	EventID  string // of the fact at Sequence (of the last line of a page); empty: not compared
 }
 
+// WatchEvery is how often the streams are looked at again, unless Options say otherwise.
+const WatchEvery = 5 * time.Second
+
 // Options of [Open]. The zero value is for one server that syncs every write,
 // except that somebody must say so in SyncAlways.
 type Options struct {
@@ -153,7 +156,7 @@ func Open(ctx context.Context, nc *nats.Conn, o Options) (*Ledger, error) {
 		o.Replicas = 1
 	}
 	if o.WatchEvery == 0 {
-		o.WatchEvery = 5 * time.Second
+		o.WatchEvery = WatchEvery
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
