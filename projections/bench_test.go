@@ -13,7 +13,8 @@ import (
 )
 
 // BenchmarkProjections prints events per second from JetStream to committed
-// rows: following from zero, and rebuilding beside with the comparison included.
+// rows: following from zero, and rebuilding beside with the comparison included; and
+// the processor time of each in this process, NATS included and PostgreSQL not.
 //
 //	go test -run '^$' -bench Projections -benchtime 1x ./projections
 func BenchmarkProjections(b *testing.B) {
@@ -43,19 +44,21 @@ func measure(b *testing.B, l *ledger.Ledger, pool *pgxpool.Pool, p Projection, n
 	if err != nil {
 		b.Fatal(err)
 	}
-	begin := time.Now()
+	begin, used := time.Now(), processorTime()
 	r, stop := running(b, l, pool, p)
 	if err := r.Wait(b.Context(), p.Name(), head); err != nil {
 		b.Fatal(err)
 	}
 	b.ReportMetric(float64(n)/time.Since(begin).Seconds(), "followed/s")
+	b.ReportMetric(float64((processorTime()-used).Nanoseconds())/1000/float64(n), "own-µs/followed")
 	stop()
-	begin = time.Now()
+	begin, used = time.Now(), processorTime()
 	result, err := r.Rebuild(b.Context(), p.Name(), nil)
 	if err != nil || result.Differences > 0 {
 		b.Fatalf("%+v, %v", result, err)
 	}
 	b.ReportMetric(float64(n)/time.Since(begin).Seconds(), "rebuilt/s")
+	b.ReportMetric(float64((processorTime()-used).Nanoseconds())/1000/float64(n), "own-µs/rebuilt")
 }
 
 // lifecycle appends facts about keys: two thirds are created, of which some are

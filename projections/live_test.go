@@ -48,7 +48,7 @@ func BenchmarkLive(b *testing.B) {
 	if testing.Short() {
 		lasts = time.Second / 2
 	}
-	rate, keys := number("KEYLEDGER_RATE", 40_000), number("KEYLEDGER_KEYS", 10_000)
+	rate, keys := number("KEYLEDGER_RATE", 40_000), number("KEYLEDGER_KEYS", 1000)
 	const size = 200 // of a page: what comes in 5 ms
 	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	l, sealing := openKeys(b)
