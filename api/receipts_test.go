@@ -265,6 +265,19 @@ func TestCosignatures(t *testing.T) {
 		t.Errorf("a signature that was given is not shown: %+v", seen)
 	}
 
+	// What one has cosigned and others are led to is signed by the key that signs now: a
+	// witness that is told no other one is not lost.
+	pending := look(one)
+	before := s.logKey()
+	s.must("POST", "/v1/audit/log/key/rotate", s.root, "")
+	fresh, _ := s.newWitness("fresh.example")
+	if keys := fresh.Keys(); len(keys) != 1 || keys[0].KeyHash() == before.KeyHash() {
+		t.Fatalf("%v", keys)
+	}
+	if seen := look(fresh); seen.Tree != pending.Tree || !seen.First {
+		t.Errorf("a new witness cosigned %+v, the first %+v", seen.Tree, pending.Tree)
+	}
+
 	// What is not a witness's of the policy, or not of this log, is not taken.
 	s.refused(give(look(stranger)), 403, "UNKNOWN_WITNESS")
 	s.refused(s.do("POST", at, auditor, string(newest.body), "Content-Type", "text/plain"), 403, "UNKNOWN_WITNESS")

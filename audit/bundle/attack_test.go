@@ -622,6 +622,13 @@ func TestWhoseSignaturesCount(t *testing.T) {
 		t.Errorf("with another key: %+v", r)
 	}
 
+	// Who has an older key is told that there is a newer one, and no more than told.
+	rotated := head
+	rotated.Keys = []string{l.key, foreign.key}
+	if r := verify(t, foreign, l.pack(t, rotated)); r.Pass || !strings.Contains(r.Reason, fmt.Sprintf("newer key %s+%08x", l.name, l.verifier.KeyHash())) {
+		t.Errorf("with an older key: %+v", r)
+	}
+
 	private, public, err := note.GenerateKey(rand.Reader, "witness.example.com")
 	if err != nil {
 		t.Fatal(err)

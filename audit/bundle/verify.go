@@ -12,6 +12,7 @@ import (
 	"maps"
 	"math"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/transparency-dev/formats/proof"
@@ -113,6 +114,7 @@ type verifier struct {
 	manifest *Manifest
 	keys     []note.Verifier
 	sums     []byte
+	named    []byte // keys.txt: words of whoever exported
 
 	ordered chan chan entry // in the order of the archive
 	jobs    chan func()
@@ -277,7 +279,7 @@ func (v *verifier) head() error {
 			return err
 		}
 	}
-	if _, err := v.next(keysName); err != nil {
+	if v.named, err = v.next(keysName); err != nil {
 		return err
 	}
 	policy, err := v.next(policyName)
@@ -449,11 +451,28 @@ func (v *verifier) stream(s *Stream) error {
 	return nil
 }
 
+// newer is what to add where a given key may be one that the log had before.
+func (v *verifier) newer() string {
+	first, _, _ := strings.Cut(string(v.named), "\n")
+	newest, err := note.NewVerifier(first)
+	if err != nil {
+		return ""
+	}
+	given := func(k note.Verifier) bool { return k.Name() == newest.Name() && k.KeyHash() == newest.KeyHash() }
+	for line := range strings.Lines(string(v.named)) {
+		old, err := note.NewVerifier(strings.TrimSuffix(line, "\n"))
+		if err == nil && !slices.ContainsFunc(v.keys, given) && slices.ContainsFunc(v.keys, func(k note.Verifier) bool { return k.KeyHash() == old.KeyHash() }) {
+			return fmt.Sprintf("; keys.txt, which proves nothing, says that the log has the newer key %s+%08x: get it from somebody you trust", newest.Name(), newest.KeyHash())
+		}
+	}
+	return ""
+}
+
 // checkpoint reads a signed tree of an origin.
 func (v *verifier) checkpoint(signed []byte, origin string) (audit.Checkpoint, error) {
 	c, _, err := audit.Open(signed, origin, v.keys...)
 	if _, ok := errors.AsType[*note.UnverifiedNoteError](err); ok {
-		return c, errors.New("none of the keys that were given has signed it")
+		return c, errors.New("none of the keys that were given has signed it" + v.newer())
 	}
 	if _, ok := errors.AsType[*note.InvalidSignatureError](err); ok {
 		return c, errors.New("its signature does not fit: it was changed, or signed by somebody else")

@@ -183,7 +183,10 @@ func (l *Log) Shown(ctx context.Context, stream, which string) ([]byte, error) {
 		return nil, fmt.Errorf("%s has no checkpoint yet that the witnesses have cosigned as the policy asks: %w", stream, ErrNotSealed)
 	case Next:
 		if n := len(list); n > 0 && time.Since(list[n-1].Since.Time()) < cosignTime && !l.o.Policy.Satisfied([]byte(list[n-1].Note)) {
-			return []byte(list[n-1].Note), nil
+			// One that cannot be renewed now is nothing to lead a witness to.
+			if next, err := l.renewed(ctx, stream, newest, []byte(list[n-1].Note)); err == nil {
+				return next, nil
+			}
 		}
 	}
 	return l.withCosignatures(newest, list), nil
