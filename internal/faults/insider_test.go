@@ -24,6 +24,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/mod/sumdb/note"
+	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/audit/inspect"
@@ -366,6 +367,42 @@ func (x *insider) anew(stream string, edit func(sequence uint64, body []byte) []
 	})
 }
 
+// prunes takes the first message of USAGE away, and records that as if it had been
+// pruned, with the tree that it had, which lie changes.
+func (x *insider) prunes(lie func(*audit.Frontier)) {
+	x.t.Helper()
+	x.js(func(ctx context.Context, js jetstream.JetStream) error {
+		s, err := js.Stream(ctx, events.Usage)
+		if err != nil {
+			return err
+		}
+		m, err := s.GetMsg(ctx, 1)
+		if err != nil {
+			return err
+		}
+		var f audit.Frontier
+		for i, line := range events.Lines(m.Data) {
+			e, err := events.Decode(line)
+			if err != nil {
+				return err
+			}
+			leaf := audit.LeafOf(&events.Record{Stream: events.Usage, Sequence: 1, Line: i, Subject: m.Subject, Body: line, Event: e})
+			f.Add(leaf.Hash())
+		}
+		lie(&f)
+		e := events.New(events.UsagePruned{Stream: events.Usage, Through: 1, TreeSize: uint64(f.Size()), RootHash: f.Root().String(), Frontier: f.Texts(), Reason: "retention"}, time.Now())
+		e.Actor = events.Actor{Type: "system", ID: "retention"}
+		body, err := events.Encode(e)
+		if err != nil {
+			return err
+		}
+		if _, err := js.Publish(ctx, events.OpsSubject(e), body); err != nil {
+			return err
+		}
+		return s.Purge(ctx, jetstream.WithPurgeSequence(2))
+	})
+}
+
 // positions writes down what a reader of the stream as it is now would remember.
 func (x *insider) positions(stream string) {
 	x.t.Helper()
@@ -597,6 +634,10 @@ func TestInsider(t *testing.T) {
 				return s.Purge(ctx, jetstream.WithPurgeSequence(3))
 			})
 		}, []wanted{{"USAGE", inspect.Trimmed, "it begins at sequence 3, no pruning that is recorded reaches there"}}},
+		{"trims the beginning of USAGE, and forges the record of a pruning", func(x *insider) { x.prunes(func(f *audit.Frontier) {}) },
+			[]wanted{{"usage_v1", inspect.Row, "there is no baseline of what was pruned before"}}},
+		{"trims the beginning of USAGE, and forges the record of another pruning", func(x *insider) { x.prunes(func(f *audit.Frontier) { f.Add(tlog.Hash{}) }) },
+			[]wanted{{"USAGE", inspect.Recreated, "from USAGE 2 0 on none of"}}},
 		{"trims the end of LEDGER, and sets back bucket, positions and head files", func(x *insider) {
 			x.anew(events.Ledger, func(n uint64, b []byte) []byte {
 				if n >= p.revocation {
