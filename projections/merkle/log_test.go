@@ -27,7 +27,7 @@ import (
 	"github.com/keyledger/keyledger/projections/merkle"
 )
 
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // stage is a ledger with projections and a log over it.
 type stage struct {
