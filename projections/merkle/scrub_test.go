@@ -48,9 +48,10 @@ func newScrubbed(t *testing.T) *scrubbed {
 func (s *scrubbed) start() {
 	s.t.Helper()
 	var server func()
-	replicas := 1
+	replicas, watch := 1, 100*time.Millisecond
 	if s.nodes != nil {
-		s.conn, server, replicas = s.nodes.Conn(0), func() {}, 3
+		// A server that comes back empty may answer for a moment that a stream is empty.
+		s.conn, server, replicas, watch = s.nodes.Conn(0), func() {}, 3, 0
 	} else {
 		n := testenv.NATS(s.t, testenv.InDir(s.dir))
 		s.conn, server, s.nats = testenv.Conn(s.t, n), n.Shutdown, n
@@ -63,7 +64,7 @@ func (s *scrubbed) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if s.ledger, err = ledger.Open(s.t.Context(), s.conn, ledger.Options{AllowUnverifiedSync: true, WatchEvery: 100 * time.Millisecond, Replicas: replicas, Known: known}); err != nil {
+	if s.ledger, err = ledger.Open(s.t.Context(), s.conn, ledger.Options{AllowUnverifiedSync: true, WatchEvery: watch, Replicas: replicas, Known: known}); err != nil {
 		s.t.Fatal(err)
 	}
 	s.runner = projections.New(s.ledger, s.pool, slog.New(slog.DiscardHandler))
@@ -553,6 +554,23 @@ func TestScrubOfReplicas(t *testing.T) {
 			t.Errorf("%s was read on %v", x.Stream, servers)
 		}
 	}
+
+	// A server that is away is no finding: its copy is left out, which is said.
+	s.nodes.Stop(2)
+	until(t, "n2 is left out", func() bool {
+		for _, server := range s.log.ScrubState().Streams[0].Servers {
+			if server.Server == "n2" && server.Skipped != "" {
+				return true
+			}
+		}
+		return false
+	})
+	s.facts(1)
+	if err := s.log.Damage(); err != nil {
+		t.Errorf("a server that is away is found to be damaged: %v", err)
+	}
+	s.nodes.Restart(2)
+	s.goesOn()
 	for _, x := range []struct {
 		name     string
 		node     int
