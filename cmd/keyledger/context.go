@@ -23,6 +23,7 @@ type Context struct {
 	NATSCreds   string `json:"nats_creds,omitempty"`   // credentials file
 	GatewayURL  string `json:"gateway_url,omitempty"`  //
 	PostgresURL string `json:"postgres_url,omitempty"` //
+	StateDir    string `json:"state_dir,omitempty"`    // of `keyledger dev`, for what looks at the installation itself
 }
 
 // ContextPath is KEYLEDGER_CONTEXT, or keyledger/context.json in the user's

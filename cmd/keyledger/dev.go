@@ -218,7 +218,7 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	}
 	ctxFile, err := ContextPath()
 	if err == nil {
-		err = WriteContext(ctxFile, Context{URL: places.API, TokenFile: rootFile, NATSURL: places.NATS, GatewayURL: places.Gateway, PostgresURL: postgresURL})
+		err = WriteContext(ctxFile, Context{URL: places.API, TokenFile: rootFile, NATSURL: places.NATS, GatewayURL: places.Gateway, PostgresURL: postgresURL, StateDir: f.stateDir})
 	}
 	if err != nil {
 		log.Warn("no context file was written; give --url and --token-file to the other commands", "error", err)

@@ -69,6 +69,13 @@ func (a *app) place(cmd *cobra.Command, r reach) (_ *place, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if named == "" && r.running && os.Getenv("KEYLEDGER_STATE_DIR") == "" {
+		if file, err := ContextPath(); err == nil { // of the `dev` that started last
+			if c, err := ReadContext(file); err == nil {
+				named = c.StateDir
+			}
+		}
+	}
 	dir, err := a.stateDir(devFlags{stateDir: named})
 	if err != nil {
 		return nil, err
