@@ -37,6 +37,7 @@ import (
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/projections"
+	"github.com/keyledger/keyledger/projections/endings"
 	"github.com/keyledger/keyledger/projections/keyring"
 	"github.com/keyledger/keyledger/projections/merkle"
 	"github.com/keyledger/keyledger/queries"
@@ -55,6 +56,9 @@ type Deps struct {
 	Runner   *projections.Runner // likewise
 	AuditLog *merkle.Log         // proves; nil: nobody signs here
 	Index    *projections.Index  // of uses; nil: they are found by reading
+
+	// Endings are who no longer verifies; nil: nobody follows FEED here.
+	Endings *endings.Index
 
 	// Retention erases, prunes and holds; nil: those calls answer 503.
 	Retention *retention.Retention
@@ -174,6 +178,7 @@ func build(d Deps) *API {
 	a.auditPast()
 	a.retention()
 	a.auditExport()
+	a.revocations()
 	a.usage()
 	a.status()
 	return a

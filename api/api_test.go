@@ -94,7 +94,11 @@ func (s *service) withPostgres() {
 
 func start(t testing.TB) *service {
 	t.Helper()
-	nc := testenv.Conn(t, testenv.NATS(t))
+	return startOn(t, testenv.Conn(t, testenv.NATS(t)))
+}
+
+func startOn(t testing.TB, nc *nats.Conn) *service {
+	t.Helper()
 	log, secrets := &journal{}, &[]string{}
 	t.Cleanup(func() { // when everything else has ended and been written
 		check.Ledger(t, check.Subject{Conn: nc, Secrets: *secrets, Log: log.String()})

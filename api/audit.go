@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -324,9 +323,6 @@ func (a *API) reading(ctx context.Context, what string, asked map[string]string,
 	return a.Ledger.AppendOps(ctx, e)
 }
 
-// keepAlive is how often a silent tail says that it is still there.
-const keepAlive = 15 * time.Second
-
 func (a *API) auditTail(w http.ResponseWriter, r *http.Request, c *call) error {
 	f, asked, err := a.auditFilter(r)
 	if err != nil {
@@ -351,41 +347,10 @@ func (a *API) auditTail(w http.ResponseWriter, r *http.Request, c *call) error {
 	if err := a.read(r.Context(), "tail", asked, 0); err != nil {
 		return err
 	}
-	ctx, stop := context.WithCancel(r.Context())
-	defer stop()
-	if a.Draining != nil {
-		defer context.AfterFunc(a.Draining, stop)()
-	}
-	h := w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no") // nginx would hold events back
-	flush := http.NewResponseController(w)
-	var mu sync.Mutex // guards w, which the tail and its sign of life write to
-	send := func(format string, args ...any) {
-		mu.Lock()
-		defer mu.Unlock()
-		if _, err := fmt.Fprintf(w, format, args...); err != nil || flush.Flush() != nil {
-			stop()
-		}
-	}
+	ctx, send, end := a.sendEvents(w, r)
+	defer end()
 	// An id without data makes a client resume here although nothing has happened.
 	send("id: %s\n\n", f.After)
-	var alive sync.WaitGroup
-	defer alive.Wait()
-	defer stop()
-	alive.Go(func() {
-		t := time.NewTicker(keepAlive)
-		defer t.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-t.C:
-				send(": still here\n\n")
-			}
-		}
-	})
 	for e, err := range log.Tail(ctx, f, a.opener(c)) {
 		if err != nil {
 			if ctx.Err() == nil {

@@ -48,6 +48,7 @@ func (a *API) config() huma.Config {
 				{Name: "Verification", Description: "Decisions about requests, and their outcomes."},
 				{Name: "Audit", Description: "The log of everything that happened."},
 				{Name: "Retention", Description: "Erasing personal data, pruning old uses, and the legal holds that stop both."},
+				{Name: "Feeds", Description: "For other programs that have to know what happened to keys."},
 				{Name: "Usage", Description: "What was done with keys, in figures."},
 				{Name: "Operation", Description: "How the service is doing."},
 			},

@@ -26,7 +26,7 @@ func TestOpenAPI(t *testing.T) {
 		"/v1/keys", "/v1/keys/{id}", "/v1/keys/{id}/rotate", "/v1/keys/{id}/end-grace", "/v1/keys/{id}/revoke",
 		"/v1/keys/import", "/v1/keys/lookup", "/v1/root-keys", "/v1/verify", "/v1/limits/take", "/v1/uses",
 		"/v1/authz/{keyspace}", "/v1/authz-answers/{decision_id}",
-		"/v1/audit/events", "/v1/audit/tail", "/v1/audit/diff", "/v1/audit/keys/{id}/history", "/v1/audit/decisions/{decision_id}", "/v1/audit/leaked", "/v1/analytics/usage", "/v1/status", "/v1/projections",
+		"/v1/audit/events", "/v1/audit/tail", "/v1/audit/diff", "/v1/audit/keys/{id}/history", "/v1/audit/decisions/{decision_id}", "/v1/audit/leaked", "/v1/feeds/revocations", "/v1/analytics/usage", "/v1/status", "/v1/projections",
 	} {
 		if doc.Paths[path] == nil {
 			t.Errorf("the document has no %s", path)

@@ -29,6 +29,7 @@ import (
 	"github.com/keyledger/keyledger/gateway/front"
 	"github.com/keyledger/keyledger/migrations"
 	"github.com/keyledger/keyledger/projections"
+	"github.com/keyledger/keyledger/projections/endings"
 	"github.com/keyledger/keyledger/projections/keyring"
 	"github.com/keyledger/keyledger/projections/merkle"
 	"github.com/keyledger/keyledger/queries"
@@ -76,6 +77,7 @@ type node struct {
 	runner   *projections.Runner
 	log      *merkle.Log // nil: it does not sign
 	commands *commands.Commands
+	endings  *endings.Index // nil: a gateway
 
 	retention *retention.Retention // nil: a gateway
 
@@ -169,6 +171,8 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 			return nil, err
 		}
 		n.follow("feed", func() error { return feed.Run(followers) })
+		n.endings = endings.New()
+		n.done.Go(func() { n.followEndings(followers) })
 		if c.Signs {
 			if n.log, err = merkle.Open(ctx, merkle.Options{Ledger: n.ledger, Pool: c.Pool, JetStream: js, Master: c.Master,
 				Replicas: c.Replicas, Dir: c.LogDir, NoEntries: c.LogHashesOnly, Policy: c.LogPolicy, Node: c.Name, ScrubRate: c.ScrubRate, Log: c.Log}); err != nil {
@@ -238,6 +242,21 @@ func (n *node) doubted(err error) bool {
 		}
 	}
 	return false
+}
+
+// followEndings reads FEED for those who ask who no longer verifies. Its end keeps
+// nobody from verifying: they are told, and the others go on.
+func (n *node) followEndings(ctx context.Context) {
+	err := n.endings.Run(ctx, func(yield func(endings.Fact, error) bool) {
+		for f, err := range reactors.Watch(ctx, n.config.Conn, reactors.WatchFilter{After: new(uint64(0))}) {
+			if !yield(endings.Fact{Sequence: f.Sequence, Ledger: f.LedgerSequence, Event: f.Event}, err) {
+				return
+			}
+		}
+	})
+	if ctx.Err() == nil {
+		n.config.Log.Error("FEED is not followed any more: /v1/feeds/revocations answers 503 until a restart", "error", err)
+	}
 }
 
 func (n *node) started(ctx context.Context) error {
@@ -345,6 +364,7 @@ func apiDeps(ctx context.Context, n *node) api.Deps {
 	return api.Deps{
 		Commands: n.commands, Ring: n.ring, Ledger: n.ledger, Verifier: n.verifier, Recorder: n.recorder,
 		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner, AuditLog: n.log, Retention: n.retention, Index: projections.NewIndex(n.config.Pool, n.seal),
+		Endings: n.endings,
 		Version: build().Version, Log: n.config.Log, Ready: n.ready, Draining: ctx,
 		Metrics: registry(n),
 	}
