@@ -130,10 +130,12 @@ func plain(s string) string {
 	return s
 }
 
-// curlMain is as much of curl as the README uses, for machines without it.
+// curlMain is as much of curl as the pages use, for machines without it.
 func curlMain() {
 	fs := flag.NewFlagSet("curl", flag.ExitOnError)
-	header := fs.String("H", "", "")
+	var headers []string
+	fs.Func("H", "", func(h string) error { headers = append(headers, h); return nil })
+	unbuffered := fs.Bool("N", false, "")
 	output := fs.String("o", "", "")
 	format := fs.String("w", "", "")
 	_ = fs.Parse(os.Args[1:])
@@ -141,7 +143,8 @@ func curlMain() {
 	if err == nil {
 		req.Header.Set("User-Agent", "curl/8.0")
 		req.Header.Set("Accept", "*/*")
-		if name, value, ok := strings.Cut(*header, ": "); ok {
+		for _, header := range headers {
+			name, value, _ := strings.Cut(header, ": ")
 			req.Header.Set(name, value)
 		}
 		var resp *http.Response
@@ -150,6 +153,9 @@ func curlMain() {
 			w := bufio.NewWriter(os.Stdout)
 			defer w.Flush()
 			var to io.Writer = w
+			if *unbuffered {
+				to = os.Stdout
+			}
 			if *output != "" {
 				to = io.Discard
 			}
