@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
@@ -19,6 +21,8 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/keyledger/keyledger/api"
+	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/internal/testenv"
 	"github.com/keyledger/keyledger/projections/endings"
@@ -44,15 +48,7 @@ func (s *service) withEndings() (end func()) {
 	x := endings.New()
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() {
-		_ = x.Run(ctx, func(yield func(endings.Fact, error) bool) {
-			for f, err := range reactors.Watch(ctx, s.conn, reactors.WatchFilter{After: new(uint64(0))}) {
-				if !yield(endings.Fact{Sequence: f.Sequence, Ledger: f.LedgerSequence, Event: f.Event}, err) {
-					return
-				}
-			}
-		})
-	})
+	running.Go(func() { _ = x.Run(ctx, fedFacts(ctx, s.conn)) })
 	deps := s.deps
 	deps.Endings = x
 	server := httptest.NewServer(api.New(deps))
@@ -65,6 +61,16 @@ func (s *service) withEndings() (end func()) {
 	})
 	s.t.Cleanup(end)
 	return end
+}
+
+func fedFacts(ctx context.Context, nc *nats.Conn) iter.Seq2[endings.Fact, error] {
+	return func(yield func(endings.Fact, error) bool) {
+		for f, err := range reactors.Watch(ctx, nc, reactors.WatchFilter{After: new(uint64(0))}) {
+			if !yield(endings.Fact{Sequence: f.Sequence, Ledger: f.LedgerSequence, Event: f.Event}, err) {
+				return
+			}
+		}
+	}
 }
 
 type revocation struct {
@@ -438,4 +444,38 @@ func BenchmarkRevocationToSubscriber(b *testing.B) {
 		b.ReportMetric(float64(list[len(list)/2].Microseconds())/1000, "ms-"+name+"-p50")
 		b.ReportMetric(float64(list[len(list)*99/100].Microseconds())/1000, "ms-"+name+"-p99")
 	}
+}
+
+// What the first who asks after a start waits for: all of FEED, each fact an ending.
+func BenchmarkRevocationsFirstAsked(b *testing.B) {
+	nc := testenv.Conn(b, testenv.NATS(b))
+	l, err := ledger.Open(b.Context(), nc, ledger.Options{AllowUnverifiedSync: true, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = l.Close() })
+	for at := uint64(0); at < uint64(b.N); {
+		var batch []ledger.FeedEntry
+		for range min(500, b.N-int(at)) {
+			e := events.New(events.KeyRevoked{Reason: "test"}, time.Now())
+			e.Keyspace, e.Owner, e.Key, e.KeyVersion = "pb", "org_1", events.NewID("key", time.Now()), 2
+			batch = append(batch, ledger.FeedEntry{Ledger: at + uint64(len(batch)) + 1, Event: e})
+		}
+		if _, err := l.AppendFeedBatch(b.Context(), at, batch); err != nil {
+			b.Fatal(err)
+		}
+		at += uint64(len(batch))
+	}
+	x := endings.New()
+	ctx, stop := context.WithCancel(b.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = x.Run(ctx, fedFacts(ctx, nc)) })
+	b.ResetTimer()
+	if _, err := x.Reach(ctx, func(p endings.Place) bool { return p.Feed == uint64(b.N) }); err != nil {
+		b.Error(err)
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "facts/s")
+	b.StopTimer()
+	stop()
+	running.Wait()
 }
