@@ -617,7 +617,7 @@ func (p *Pages) write(b *book) {
 // share says what the next urgent page waits for, now that one is written. Those who
 // are answered by it come again soon: if the next page went out with the few who came
 // meanwhile, all others would wait for that one, and large and small pages would take
-// turns, with nothing to do during the small ones. So it waits until it has half of
+// turns, with nothing to do during the small ones. So it waits until it has two thirds of
 // both; alone, it does not wait. The book's mu is held.
 func (b *book) share(written *page, began time.Time) {
 	b.freed = time.Now()
@@ -626,7 +626,7 @@ func (b *book) share(written *page, began time.Time) {
 	if b.open != nil {
 		b.enough += b.open.count()
 	}
-	b.enough /= 2
+	b.enough = b.enough * 2 / 3
 }
 
 // maxPatience is how long an urgent page waits for its share at most.
