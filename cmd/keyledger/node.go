@@ -34,6 +34,7 @@ import (
 	"github.com/keyledger/keyledger/projections/merkle"
 	"github.com/keyledger/keyledger/queries"
 	"github.com/keyledger/keyledger/reactors"
+	"github.com/keyledger/keyledger/reactors/pubsub"
 	"github.com/keyledger/keyledger/verify"
 )
 
@@ -227,13 +228,13 @@ func (n *node) follow(what string, run func() error) {
 }
 
 // doubted says whether an error comes of a stream that is refused, or will be when the
-// ledger next looks at it: one that is gone.
+// ledger next looks at it: one that is gone, or no longer holds what was read.
 func (n *node) doubted(err error) bool {
 	if _, ok := errors.AsType[*ledger.RefusalError](err); ok {
 		return true
 	}
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	if !ok || api.ErrorCode != jetstream.JSErrCodeStreamNotFound {
+	_, gap := errors.AsType[*pubsub.GapError](err)
+	if api, ok := errors.AsType[*jetstream.APIError](err); !gap && (!ok || api.ErrorCode != jetstream.JSErrCodeStreamNotFound) {
 		return false
 	}
 	for end := time.Now().Add(3 * ledger.WatchEvery); time.Now().Before(end); <-time.After(100 * time.Millisecond) {
