@@ -257,6 +257,21 @@ func TestScrub(t *testing.T) {
 // edited makes a stream anew, with every message as it was but one.
 func (s *scrubbed) edited(stream string, sequence uint64) {
 	s.t.Helper()
+	s.anew(stream, func(all []*jetstream.RawStreamMsg) []*jetstream.RawStreamMsg {
+		all[sequence-1].Data = bytes.Replace(all[sequence-1].Data, []byte(`"live"`), []byte(`"test"`), 1)
+		return all
+	})
+}
+
+// shorter makes a stream anew, without its end.
+func (s *scrubbed) shorter(stream string, last uint64) {
+	s.t.Helper()
+	s.anew(stream, func(all []*jetstream.RawStreamMsg) []*jetstream.RawStreamMsg { return all[:last] })
+}
+
+// anew deletes a stream and writes what becomes of its messages.
+func (s *scrubbed) anew(stream string, becomes func([]*jetstream.RawStreamMsg) []*jetstream.RawStreamMsg) {
+	s.t.Helper()
 	n := testenv.NATS(s.t, testenv.InDir(s.dir))
 	defer n.Shutdown()
 	conn := testenv.Conn(s.t, n)
@@ -281,10 +296,7 @@ func (s *scrubbed) edited(stream string, sequence uint64) {
 	if err == nil {
 		_, err = js.CreateStream(s.t.Context(), ledger.Config(stream, 1))
 	}
-	for _, m := range all {
-		if m.Sequence == sequence {
-			m.Data = bytes.Replace(m.Data, []byte(`"live"`), []byte(`"test"`), 1)
-		}
+	for _, m := range becomes(all) {
 		if err == nil {
 			m.Header.Del(jetstream.ExpectedLastSubjSeqHeader)
 			_, err = js.PublishMsg(s.t.Context(), &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data})
@@ -496,43 +508,6 @@ func TestScrubIsDoneOnce(t *testing.T) {
 		x := other.ScrubState()
 		return x.Node == "n2" && x.Streams[1].Last != nil && x.Streams[1].Last.Events == 800
 	})
-}
-
-// shorter makes a stream anew, without its end.
-func (s *scrubbed) shorter(stream string, last uint64) {
-	s.t.Helper()
-	n := testenv.NATS(s.t, testenv.InDir(s.dir))
-	defer n.Shutdown()
-	conn := testenv.Conn(s.t, n)
-	defer conn.Close()
-	js, err := jetstream.New(conn)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	old, err := js.Stream(s.t.Context(), stream)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	var all []*jetstream.RawStreamMsg
-	for i := range last {
-		m, err := old.GetMsg(s.t.Context(), i+1)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		all = append(all, m)
-	}
-	err = js.DeleteStream(s.t.Context(), stream)
-	if err == nil {
-		_, err = js.CreateStream(s.t.Context(), ledger.Config(stream, 1))
-	}
-	for _, m := range all {
-		if err == nil {
-			_, err = js.PublishMsg(s.t.Context(), &nats.Msg{Subject: m.Subject, Data: m.Data})
-		}
-	}
-	if err != nil {
-		s.t.Fatal(err)
-	}
 }
 
 // Of three servers each one's copy is read, whichever leads: damage on one of them is
