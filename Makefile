@@ -18,6 +18,17 @@ dev: ## Run everything on this machine, to try it
 build: ## Build dist/keyledger
 	CGO_ENABLED=0 go build -trimpath -o dist/keyledger ./cmd/keyledger
 
+.PHONY: pictures
+pictures: ## Take the README's pictures anew, by the browser tests
+	KEYLEDGER_PICTURES=$(CURDIR)/build/pictures go test -count=1 ./console
+	mkdir -p docs/pictures
+	cd build/pictures && cp products-statuses-light-1440.png ../../docs/pictures/keys.png
+	cd build/pictures && cp products-analytics-light-1440.png ../../docs/pictures/key.png
+	cd build/pictures && cp products-audit-light-1440.png ../../docs/pictures/audit.png
+	cd build/pictures && cp time-light-1440.png ../../docs/pictures/time.png
+	cd build/pictures && cp keyspace-edit-valid-light-1440.png ../../docs/pictures/keyspace.png
+	cd build/pictures && cp products-reveal-dark-390.png ../../docs/pictures/reveal.png
+
 .PHONY: test
 test: ## Run all tests
 	go test ./...
@@ -43,8 +54,8 @@ lint: ## Format, vet, staticcheck, directions of imports, vulnerabilities
 	KEYLEDGER_CI_ONLY="format vet tidy lint imports vulnerabilities" bash .ci/run
 
 .PHONY: openapi
-openapi: ## Lint the OpenAPI document
-	KEYLEDGER_CI_ONLY=openapi bash .ci/run
+openapi: ## Lint the OpenAPI and the AsyncAPI document
+	KEYLEDGER_CI_ONLY="openapi asyncapi" bash .ci/run
 
 .PHONY: ci
 ci: ## Everything that must hold before a change lands

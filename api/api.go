@@ -19,9 +19,11 @@ package api
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,7 +34,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/keyledger/keyledger/commands"
+	"github.com/keyledger/keyledger/commands/alertrules"
+	"github.com/keyledger/keyledger/commands/claims"
 	"github.com/keyledger/keyledger/commands/retention"
+	"github.com/keyledger/keyledger/commands/subscribers"
+	"github.com/keyledger/keyledger/commands/webhooks"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
@@ -40,8 +46,11 @@ import (
 	"github.com/keyledger/keyledger/projections/endings"
 	"github.com/keyledger/keyledger/projections/keyring"
 	"github.com/keyledger/keyledger/projections/merkle"
+	"github.com/keyledger/keyledger/projections/recent"
 	"github.com/keyledger/keyledger/queries"
+	"github.com/keyledger/keyledger/reactors/delivery"
 	"github.com/keyledger/keyledger/verify"
+	"github.com/keyledger/keyledger/verify/applied"
 )
 
 // Deps are what the API calls. Ring, Commands and Ledger are always needed.
@@ -60,8 +69,32 @@ type Deps struct {
 	// Endings are who no longer verifies; nil: nobody follows FEED here.
 	Endings *endings.Index
 
+	// Recent are the newest facts of FEED; nil: nobody follows FEED here.
+	Recent *recent.Facts
+
+	// Verifiers are those that tell how far they are; nil: nobody listens here.
+	Verifiers *applied.Watcher
+	// Subscribers are the services outside that follow FEED over NATS; nil: those calls
+	// answer 503.
+	Subscribers *subscribers.Subscribers
+
+	// Sinks are the systems that the settings name; nil: this program delivers nothing.
+	Sinks *Sinks
+
+	// Webhooks are the endpoints that facts are sent to, Deliveries how that goes (of
+	// sinks as well), and TestWebhook tries one; nil: those calls answer 503.
+	Webhooks    *webhooks.Registry
+	Deliveries  *delivery.Store
+	TestWebhook func(context.Context, *webhooks.Webhook) (delivery.Attempt, error)
+
 	// Retention erases, prunes and holds; nil: those calls answer 503.
 	Retention *retention.Retention
+
+	// Claims hand new secrets over by a link; nil: those calls answer 503.
+	Claims *claims.Claims
+
+	// AlertRules sets which alert rules count; nil: those calls answer 503.
+	AlertRules *alertrules.Rules
 
 	// DurableTime is how long POST /v1/verify waits until a use is on disk, to answer
 	// AUDIT_UNAVAILABLE where it is not by then; zero: it does not wait.
@@ -102,6 +135,8 @@ type API struct {
 	steady atomic.Pointer[domain.Key] // of whoever verified last; see mayVerify
 
 	deadline atomic.Pointer[deadline] // see durableBy
+
+	simulating sync.Mutex // held by whoever simulates: one at a time, since each takes a whole core
 }
 
 // New returns the API. It starts nothing and keeps nothing running.
@@ -165,9 +200,13 @@ func build(d Deps) *API {
 	a.huma = humachi.New(a.router, a.config())
 	a.operational()
 	a.keyspaces()
+	a.keyspaceChecks()
 	a.owners()
 	a.keys()
+	a.keyDetails()
 	a.keyList()
+	a.claims()
+	a.previousUses()
 	a.imports()
 	a.rootKeys()
 	a.verification()
@@ -176,11 +215,21 @@ func build(d Deps) *API {
 	a.auditLog()
 	a.scrub()
 	a.auditPast()
+	a.auditCould()
 	a.retention()
 	a.auditExport()
 	a.revocations()
+	a.alerts()
+	a.counts()
+	a.feed()
+	a.subscribers()
+	a.webhooks()
 	a.usage()
+	a.simulations()
 	a.status()
+	a.sinkRoutes()
+	a.measured()
+	a.me()
 	return a
 }
 
@@ -195,11 +244,13 @@ func remoteIP(r *http.Request) string {
 // call is what is known about one request. It travels in the context.
 type call struct {
 	requestID    string
+	console      bool // it comes from the console of this program
 	authority    domain.Authority
 	body         []byte // whole, read and checked before the handler runs
 	mediaType    string // of the body
 	method, path string
 	header       http.Header // of the request
+	ip           func() string
 	answerHeader http.Header // where receipts are asked for: of the answer
 }
 
@@ -231,6 +282,9 @@ func (a *API) logFailure(ctx context.Context, c *call, p *Problem, err error) {
 	if p.Status == http.StatusServiceUnavailable {
 		level = slog.LevelWarn
 	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		level = slog.LevelDebug // whoever asked is gone
+	}
 	a.Log.LogAttrs(ctx, level, "request failed",
 		slog.String("request_id", c.requestID), slog.String("code", p.Code), slog.Any("error", err))
 }
@@ -246,6 +300,7 @@ type route struct {
 	huma.Operation
 	pattern      string        // of the router, where it is not the documented path
 	action       domain.Action // that the credential must allow; empty: no credential is needed
+	known        bool          // a credential is needed, whatever it allows
 	command      bool          // it takes an Idempotency-Key, and If-Match where it is about a key
 	read         bool          // it takes Min-Sequence
 	body         int64         // the most bytes of its body; 0: maxBody

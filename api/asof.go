@@ -62,7 +62,7 @@ func notYet(code, what string, at queries.Moment) *domain.Refusal {
 func (a *API) keysAsOf(ctx context.Context, in *keyListInput) (*keyPage, error) {
 	f := queries.KeyFilter{
 		Keyspace: in.Keyspace, Owner: in.Owner, Status: in.Status, Scope: in.Scope, Resource: in.Resource, Environment: in.Environment,
-		Q: in.Q, UnusedSince: events.At(in.UnusedSince), ExpiresBefore: events.At(in.ExpiresBefore), AsOf: in.AsOf, Limit: in.Limit, Cursor: in.Cursor,
+		Q: in.Q, UnusedSince: events.At(in.UnusedSince), ExpiresBefore: events.At(in.ExpiresBefore), AsOf: in.AsOf, Sort: in.Sort, Limit: in.Limit, Cursor: in.Cursor,
 	}
 	out := &keyPage{Body: KeyPage{Keys: []Key{}}}
 	copied := projections.LedgerCopy{}.Name()
@@ -146,7 +146,7 @@ func (a *API) keyspaceAsOf(ctx context.Context, id, asOf string) (*keyspaceOutpu
 		if ks == nil {
 			return notYet("KEYSPACE_NOT_FOUND", "keyspace", at)
 		}
-		out = &keyspaceOutput{strconv.FormatUint(at.Sequence, 10), keyspaceView(ks)}
+		out = &keyspaceOutput{strconv.FormatUint(at.Sequence, 10), keyspaceETag(ks), keyspaceView(ks)}
 		return nil
 	})
 	return out, err

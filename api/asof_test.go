@@ -68,6 +68,13 @@ func TestAsOf(t *testing.T) {
 	s.refused(s.do("GET", "/v1/keys?keyspace=pb&limit=1&as_of="+made+"&cursor="+page.json["next_cursor"].(string), s.root, ""), 422, "")
 	s.refused(s.do("GET", "/v1/keys?keyspace=pb&status=rate_limited&as_of="+two, s.root, ""), 422, "")
 	s.refused(s.do("GET", "/v1/keys?keyspace=pb&unused_since=2026-01-01T00:00:00Z&as_of="+two, s.root, ""), 422, "")
+	for _, more := range []string{"", "&cursor=" + page.json["next_cursor"].(string)} {
+		a := s.do("GET", "/v1/keys?keyspace=pb&limit=1&sort=name&as_of="+two+more, s.root, "")
+		if s.refused(a, 422, "INVALID"); !strings.Contains(string(a.body), `"path":"sort"`) {
+			t.Errorf("the past by name: %s", a.body)
+		}
+		s.must("GET", "/v1/keys?keyspace=pb&limit=1&sort=-created_at&as_of="+two+more, s.root, "")
+	}
 }
 
 // What is no moment of the past is refused, with what to write instead.

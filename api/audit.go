@@ -53,6 +53,24 @@ type AuditEvent struct {
 	Line     int    `json:"line" doc:"In a page of uses, from 0."`
 }
 
+// CloudEvent is an event with its place in the JSON format of CloudEvents 1.0.
+type CloudEvent struct {
+	SpecVersion     string      `json:"specversion" enum:"1.0"`
+	ID              string      `json:"id" example:"evt_019bd0c5-6a00-7b5c-9d0e-2f6f3a1b4c5d"`
+	Source          string      `json:"source" example:"/keyledger/parcelbird"`
+	Type            string      `json:"type" example:"key.revoked"`
+	Subject         string      `json:"subject,omitempty" doc:"<owner>/<key>, <owner>, or the keyspace; absent: none of them." example:"org_1/key_019bd0c5-6a00-7b5c-9d0e-2f6f3a1b4c5d"`
+	Time            events.Time `json:"time"`
+	DataContentType string      `json:"datacontenttype" enum:"application/json"`
+	Stream          string      `json:"stream" example:"LEDGER"`
+	Sequence        string      `json:"sequence" example:"17"`
+	Line            int         `json:"line" doc:"In a page of uses, from 0."`
+	Data            AuditEvent  `json:"data"`
+}
+
+// cloudEvents is their JSON batch format.
+const cloudEvents = "application/cloudevents-batch+json"
+
 func (a *API) audit() {
 	params := []*huma.Param{
 		queryParam("keyspace", "Of this keyspace.", &huma.Schema{Type: "string"}),
@@ -61,6 +79,9 @@ func (a *API) audit() {
 		queryParam("endpoint", "Uses and refusals at this path, as it was recorded: without its query.", &huma.Schema{Type: "string", Examples: []any{"/v1/parcels"}}),
 		queryParam("ip", "Uses and refusals from this address; of IPv6 also those folded by its /64. For operators and auditors.", &huma.Schema{Type: "string", Examples: []any{"203.0.113.7"}}),
 		queryParam("type", "Of this type; several with commas.", &huma.Schema{Type: "string", Examples: []any{"key.revoked"}}),
+		queryParam("except", "Not of this type; several with commas.", &huma.Schema{Type: "string", Examples: []any{"audit.read"}}),
+		queryParam("stream", "Of this stream: LEDGER, what was changed; USAGE, what was asked for; OPS, acts around it. Several with commas.", &huma.Schema{Type: "string", Examples: []any{"LEDGER"}}),
+		queryParam("code", "Requests that were decided so: VALID, or the code of the refusal.", &huma.Schema{Type: "string", Examples: []any{"EXPIRED"}}),
 		queryParam("actor", "Caused by this actor: its id, or type:id.", &huma.Schema{Type: "string"}),
 	}
 	times := []*huma.Param{
@@ -68,20 +89,34 @@ func (a *API) audit() {
 		queryParam("to", "Before this time.", &huma.Schema{Type: "string", Format: "date-time"}),
 		queryParam("limit", "At most this many in a page.", &huma.Schema{Type: "integer", Minimum: new(1.0), Maximum: new(float64(queries.MaxLimit)), Default: queries.DefaultLimit}),
 	}
+	order := queryParam("order", "Of a page: asc, oldest first; desc, newest first, of what was there when the first page was asked for. A cursor is for the order that it came with, but end_cursor is always for asc and for the tail.",
+		&huma.Schema{Type: "string", Enum: []any{"asc", "desc"}, Default: "asc"})
 	after := queryParam("after", "Go on behind this cursor.", &huma.Schema{Type: "string"})
-	page := a.answer("A page; or everything, as NDJSON or CSV.", a.schema(AuditEvents{}))
+	page := a.answer("A page; or everything, as NDJSON, CSV or CloudEvents.", a.schema(AuditEvents{}))
 	page.Content["application/x-ndjson"] = &huma.MediaType{Schema: a.schema(AuditEvent{})}
 	page.Content["text/csv"] = &huma.MediaType{Schema: &huma.Schema{Type: "string"}}
+	page.Content[cloudEvents] = &huma.MediaType{Schema: &huma.Schema{Type: "array", Items: a.schema(CloudEvent{})}}
 	a.stream(route{
 		Operation: huma.Operation{
 			OperationID: "audit-events", Method: http.MethodGet, Path: "/v1/audit/events", Tags: []string{"Audit"},
 			Summary:     "Read the audit log",
-			Description: "Events from the streams themselves, oldest first. Personal data is opened for operators and auditors. Accept: application/x-ndjson or text/csv answers everything that matches; cells of CSV never begin a formula. An export that cannot be finished ends with a broken connection, never as if it were whole. That the log was read is itself recorded: an export before its first byte, and how it ended after its last.",
-			Parameters:  slices.Concat(params, times, []*huma.Param{after}),
+			Description: "Events from the streams themselves, oldest first, or newest first with order=desc. A page that is filtered by what no index knows may end before it is full, with a next_cursor. Personal data is opened for operators and auditors. Accept: application/x-ndjson, text/csv or application/cloudevents-batch+json answers everything that matches; cells of CSV never begin a formula, and of a batch of CloudEvents each event has its line. An export that cannot be finished ends with a broken connection, never as if it were whole. That the log was read is itself recorded: an export before its first byte, and how it ended after its last.",
+			Parameters:  slices.Concat(params, times, []*huma.Param{order, after}),
 			Responses:   map[string]*huma.Response{"200": page},
 		},
 		action: domain.AuditRead, absent: true,
 	}, a.auditEvents)
+	a.stream(route{
+		Operation: huma.Operation{
+			OperationID: "audit-event", Method: http.MethodGet, Path: "/v1/audit/events/{stream}/{sequence}", Tags: []string{"Audit"},
+			Summary:     "Read one event",
+			Description: "What stands at a place of LEDGER, USAGE or OPS, what a fact of LEDGER changed, and what stands before and behind it about the same key in the same stream. That it was read is recorded.",
+			Parameters: []*huma.Param{pathParam("stream", "LEDGER, USAGE or OPS, in any case.", "ledger"), pathParam("sequence", "Of the event.", "17"),
+				queryParam("line", "In a page of uses, from 0.", &huma.Schema{Type: "integer", Minimum: new(0.0), Default: 0})},
+			Responses: map[string]*huma.Response{"200": a.answer("The event.", a.schema(AuditRecord{}))},
+		},
+		action: domain.AuditRead, absent: true,
+	}, a.auditEvent)
 	a.stream(route{
 		Operation: huma.Operation{
 			OperationID: "audit-tail", Method: http.MethodGet, Path: "/v1/audit/tail", Tags: []string{"Audit"},
@@ -99,7 +134,7 @@ func (a *API) audit() {
 func (a *API) auditFilter(r *http.Request) (f queries.AuditFilter, asked map[string]string, err error) {
 	asked = map[string]string{}
 	given := r.URL.Query()
-	for _, name := range []string{"keyspace", "owner", "key", "endpoint", "ip", "type", "actor", "from", "to", "after", "limit"} {
+	for _, name := range []string{"keyspace", "owner", "key", "endpoint", "ip", "type", "except", "stream", "code", "actor", "from", "to", "order", "after", "limit"} {
 		if value := given.Get(name); value != "" {
 			asked[name] = value
 		}
@@ -123,6 +158,18 @@ func (a *API) auditFilter(r *http.Request) (f queries.AuditFilter, asked map[str
 	}
 	if s := asked["type"]; s != "" {
 		f.Types = strings.Split(s, ",")
+	}
+	if s := asked["except"]; s != "" {
+		f.Except = strings.Split(s, ",")
+	}
+	if s := asked["stream"]; s != "" {
+		f.Streams = strings.Split(strings.ToUpper(s), ",")
+	}
+	if f.Code = asked["code"]; f.Code != "" && !slices.Contains(domain.Codes(), domain.Code(f.Code)) {
+		wrong = append(wrong, Detail{Path: "code", Message: "is not how a request can be decided", Fix: "VALID, or a code of a refusal such as EXPIRED"})
+	}
+	if order := asked["order"]; order != "" && order != "asc" && order != "desc" {
+		wrong = append(wrong, Detail{Path: "order", Message: "is no order", Fix: "asc or desc"})
 	}
 	if s, ok := asked["limit"]; ok {
 		n, err := strconv.Atoi(s)
@@ -158,12 +205,18 @@ func (a *API) auditEvents(w http.ResponseWriter, r *http.Request, c *call) error
 		return err
 	}
 	log := a.streams()
-	switch kind := exportType(r.Header.Get("Accept")); kind {
-	case "":
-	default:
+	newest := asked["order"] == "desc"
+	if kind := exportType(r.Header.Get("Accept")); kind != "" {
+		if newest {
+			return unprocessable(Detail{Path: "order", Message: "is for pages: an export is oldest first", Fix: "leave it out"})
+		}
 		return a.export(w, r, kind, log.All(r.Context(), f, a.opener(c)), asked)
 	}
-	page, err := log.Events(r.Context(), f, a.opener(c))
+	read := log.Events
+	if newest {
+		read = log.Newest
+	}
+	page, err := read(r.Context(), f, a.opener(c))
 	if err != nil {
 		return unread(err)
 	}
@@ -179,7 +232,7 @@ func (a *API) auditEvents(w http.ResponseWriter, r *http.Request, c *call) error
 	return nil
 }
 
-// exportType is what of NDJSON and CSV an Accept header asks for first.
+// exportType is what of NDJSON, CSV and CloudEvents an Accept header asks for first.
 func exportType(accept string) string {
 	for part := range strings.SplitSeq(accept, ",") {
 		kind, _, _ := strings.Cut(part, ";")
@@ -188,6 +241,8 @@ func exportType(accept string) string {
 			return "application/x-ndjson"
 		case "text/csv":
 			return "text/csv"
+		case cloudEvents:
+			return cloudEvents
 		case "application/json", "*/*":
 			return ""
 		}
@@ -226,10 +281,13 @@ func (a *API) export(w http.ResponseWriter, r *http.Request, kind string, list i
 	}
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Cache-Control", "no-store")
-	if kind == "text/csv" {
+	switch kind {
+	case "text/csv":
 		w.Header().Set("Content-Type", "text/csv; charset=utf-8; header=present")
 		err = queries.WriteCSV(w, counted)
-	} else {
+	case cloudEvents:
+		err = queries.WriteCloudEvents(w, counted)
+	default:
 		err = writeLines(w, counted)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), recordTime)
@@ -289,6 +347,7 @@ func (a *API) reading(ctx context.Context, what string, asked map[string]string,
 	c := callOf(ctx)
 	filter := maps.Clone(asked)
 	delete(filter, "after")
+	delete(filter, "order")
 	// People paste secrets, and what is recorded stays: of what the log does not hold
 	// anyway it is recorded that it was asked for, not what it was; so of an address.
 	hide := func(name string, known bool) {

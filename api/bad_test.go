@@ -214,6 +214,7 @@ func TestEveryRoute(t *testing.T) {
 	s := start(t)
 	s.configure("pb")
 	s.withPostgres()
+	s.withWebhooks()
 	theirs, theirSecret := s.create(map[string]any{"owner": "org_2"})
 	_, customer := s.create(nil)
 	manager := s.must("POST", "/v1/root-keys", s.root, `{"name":"m","role":"manager","keyspace":"pb","owner":"org_1"}`).json["secret"].(string)
@@ -237,15 +238,18 @@ func TestEveryRoute(t *testing.T) {
 		t.Fatal(err)
 	}
 	bodies := map[string]string{
-		"create-key":         keyBody(map[string]any{"owner": "org_2"}),
-		"lookup-keys":        `{"keyspace":"other","first":"pb_live_"}`,
-		"import-keys":        `{"keyspace":"pb","owner":"org_2","name":"x","sha256":"` + hashOf("x") + `"}`,
-		"create-root-key":    `{"name":"x","role":"operator"}`,
-		"configure-keyspace": fmt.Sprintf(parcelbird, "pb", "zz", "zz"),
-		"update-key":         `{"name":"x"}`,
-		"verify":             `{"keyspace":"pb"}`,
-		"report-uses":        `[]`,
-		"audit-leaked":       `{"secret":"` + theirSecret + `"}`,
+		"create-key":          keyBody(map[string]any{"owner": "org_2"}),
+		"lookup-keys":         `{"keyspace":"other","first":"pb_live_"}`,
+		"import-keys":         `{"keyspace":"pb","owner":"org_2","name":"x","sha256":"` + hashOf("x") + `"}`,
+		"create-root-key":     `{"name":"x","role":"operator"}`,
+		"configure-keyspace":  fmt.Sprintf(parcelbird, "pb", "zz", "zz"),
+		"update-key":          `{"name":"x"}`,
+		"verify":              `{"keyspace":"pb"}`,
+		"report-uses":         `[]`,
+		"audit-leaked":        `{"secret":"` + theirSecret + `"}`,
+		"register-webhook":    `{"url":"https://example.com","keyspace":"pb","owner":"org_2"}`,
+		"replay-dead-letters": `{"reactor":"sinks","target":"x"}`,
+		"simulate-limits":     `{"keyspace":"pb","owner":"org_2"}`,
 	}
 	head, n := s.head(), 0
 	for _, path := range slices.Sorted(maps.Keys(doc.Paths)) {
@@ -257,7 +261,7 @@ func TestEveryRoute(t *testing.T) {
 			if strings.HasPrefix(path, "/v1/authz") { // its credential is another; see TestForwardAuth
 				continue
 			}
-			at := strings.NewReplacer("{ks}", "pb", "{owner}", "org_2", "{id}", theirs, "{name}", "keys_v1", "{decision_id}", verify.NewDecisionID(theirs, true, time.Now())).Replace(path)
+			at := strings.NewReplacer("{ks}", "pb", "{owner}", "org_2", "{id}", theirs, "{name}", "keys_v1", "{sequence}", "1", "{resource}", "depot_1", "{decision_id}", verify.NewDecisionID(theirs, true, time.Now())).Replace(path)
 			query := url.Values{}
 			for _, p := range op.Parameters {
 				if p.In == "query" && p.Name == "owner" {
@@ -267,15 +271,37 @@ func TestEveryRoute(t *testing.T) {
 			if op.OperationID == "audit-diff" {
 				query.Set("from", "1")
 			}
+			if op.OperationID == "audit-who-could" {
+				query.Set("scope", "parcels:read")
+			}
 			if len(query) > 0 {
 				at += "?" + query.Encode()
 			}
 			body, header := bodies[op.OperationID], []string{}
+			if strings.HasSuffix(op.OperationID, "-alert-rules") {
+				body = `{"rules":[{"when":"cost","above":1,"over":"1h"}]}`
+			}
 			if op.RequestBody != nil {
 				header = []string{"Content-Type", slices.Sorted(maps.Keys(op.RequestBody.Content))[0]}
 				if op.OperationID == "configure-keyspace" {
 					header[1] = "application/yaml"
 				}
+			}
+			if op.OperationID == "me" { // of oneself everybody may know
+				s.refused(s.do("GET", at, "", ""), 401, "MISSING_CREDENTIAL")
+				s.refused(s.do("GET", at, "klr_"+strings.Repeat("x", 43), ""), 401, "UNKNOWN_KEY")
+				if a := s.do("GET", at, customer, ""); a.status != 200 || bytes.Contains(a.body, []byte("org_2")) {
+					t.Errorf("%s: %d %s", op.OperationID, a.status, a.body)
+				}
+				continue
+			}
+			if op.OperationID == "open-claim" { // its credential is the code of a link
+				for _, credential := range []string{"", "klr_" + strings.Repeat("x", 43), customer, manager} {
+					if a := s.do("POST", at, credential, ""); a.status != 401 {
+						t.Errorf("a claim with another credential: %d %s", a.status, a.body)
+					}
+				}
+				continue
 			}
 			ask := func(credential string) answer { return s.do(strings.ToUpper(method), at, credential, body, header...) }
 			s.refused(ask(""), 401, "MISSING_CREDENTIAL")
@@ -294,12 +320,23 @@ func TestEveryRoute(t *testing.T) {
 				}
 				continue
 			}
+			switch op.OperationID {
+			case "list-keyspaces", "get-keyspace", "keyspace-answers", "keyspace-versions": // the document of its own keyspace, which names nobody
+				if a.status != 200 || bytes.Contains(a.body, []byte("org_")) || bytes.Contains(a.body, []byte(`"keyspace":"other"`)) {
+					t.Errorf("%s: %d %s", op.OperationID, a.status, a.body)
+				}
+				continue
+			case "get-keyspace-alert-rules", "get-resource-alert-rules": // of its own keyspace; nobody keeps them here
+				s.refused(a, 503, "READ_MODELS_UNAVAILABLE")
+				continue
+			}
 			if a.status != 403 && a.status != 404 {
 				t.Errorf("%s with another owner's id: %d %s", op.OperationID, a.status, a.body)
 			}
 			s.refused(a, a.status, "")
 		}
 	}
+	s.refused(s.do("GET", "/v1/keyspaces/other", manager, ""), 404, "")
 	if s.head() != head {
 		t.Error("something was recorded")
 	}

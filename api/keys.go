@@ -52,7 +52,10 @@ func (g *GrantRequest) command() (domain.CreateKey, error) {
 }
 
 // KeyRequest asks for a new key.
-type KeyRequest struct{ GrantRequest }
+type KeyRequest struct {
+	GrantRequest
+	Claim *ClaimRequest `json:"claim,omitempty" doc:"The secret is not answered: it waits for whoever opens the link that is."`
+}
 
 // KeyPatch changes the fields that are there.
 type KeyPatch struct {
@@ -72,6 +75,8 @@ type RotateRequest struct {
 	Grace    grace  `json:"grace,omitzero" doc:"How long the previous secret still works: 24h; 0 ends it at once; absent: the keyspace's default."`
 	EndGrace bool   `json:"end_grace,omitempty" doc:"Also end the grace of the secrets before the current one."`
 	Reason   string `json:"reason,omitempty" example:"quarterly rotation"`
+
+	Claim *ClaimRequest `json:"claim,omitempty" doc:"The new secret is not answered: it waits for whoever opens the link that is."`
 }
 
 // ReasonRequest gives the reason for a change.
@@ -90,8 +95,10 @@ type LookupRequest struct {
 // KeySecret is a key with its secret, which is answered this once.
 type KeySecret struct {
 	Key      Key     `json:"key"`
-	Secret   *string `json:"secret" doc:"The whole secret. It is kept nowhere and never answered again; null when the command was replayed." example:"pb_live_3fA9c1b2d4e5f6a7b8c9d0e1f2a3b4c5d6k2Qz"`
+	Secret   *string `json:"secret" doc:"The whole secret. It is kept nowhere and never answered again; null when the command was replayed, and with claim." example:"pb_live_3fA9c1b2d4e5f6a7b8c9d0e1f2a3b4c5d6k2Qz"`
 	Replayed bool    `json:"replayed,omitempty" doc:"true: this Idempotency-Key had taken effect before."`
+
+	Claim *ClaimLink `json:"claim,omitempty" doc:"Where one was asked for; like a secret it is answered this once."`
 }
 
 // KeyChanged is a key after a command.
@@ -275,11 +282,16 @@ func (a *API) createKey(ctx context.Context, in *createInput) (*keyCreated, erro
 	if err != nil {
 		return nil, err
 	}
+	lasts, err := a.claimFor(in.Body.Claim)
+	if err != nil {
+		return nil, err
+	}
 	r, err := a.Commands.CreateKey(ctx, q, in.Body.Keyspace, in.Body.Owner, cmd)
 	if err != nil {
 		return nil, err
 	}
-	return a.createdAnswer(ctx, r), nil
+	out := a.createdAnswer(ctx, r)
+	return out, a.claim(ctx, r, lasts, &out.Body)
 }
 
 // key is one that the caller may see, and that is not deleted.
@@ -370,7 +382,11 @@ func (a *API) rotateKey(ctx context.Context, in *rotateInput) (*keySecret, error
 		return nil, err
 	}
 	cmd := domain.RotateKey{}
+	var lasts time.Duration
 	if b := in.Body; b != nil {
+		if lasts, err = a.claimFor(b.Claim); err != nil {
+			return nil, err
+		}
 		cmd.EndGrace, cmd.Reason = b.EndGrace, b.Reason
 		if b.Grace != "" {
 			d, err := duration("grace", string(b.Grace))
@@ -384,7 +400,8 @@ func (a *API) rotateKey(ctx context.Context, in *rotateInput) (*keySecret, error
 	if err != nil {
 		return nil, err
 	}
-	return a.secretAnswer(ctx, r), nil
+	out := a.secretAnswer(ctx, r)
+	return out, a.claim(ctx, r, lasts, &out.Body)
 }
 
 type reasonInput struct {

@@ -17,6 +17,8 @@ type Keyspace struct {
 	Keyspace string          `json:"keyspace" example:"parcelbird"`
 	Version  int             `json:"version" doc:"Of the document, from 1." example:"1"`
 	Document json.RawMessage `json:"document" doc:"The whole document, defaults filled in."`
+	Owners   *int            `json:"owners,omitempty" doc:"Only in the list, with count=true, for who sees all owners."`
+	Active   *int            `json:"active_keys,omitempty" doc:"Likewise: keys that are neither revoked, deleted nor expired."`
 	Changed  *bool           `json:"changed,omitempty" doc:"Answered when configuring: false when the document was in force already, and nothing was recorded."`
 }
 
@@ -25,6 +27,8 @@ type DryRun struct {
 	DryRun bool              `json:"dry_run" doc:"Always true: nothing was recorded."`
 	Events []events.Envelope `json:"events" nullable:"false" doc:"What would be recorded; empty when nothing would change."`
 }
+
+func keyspaceETag(k *domain.Keyspace) string { return strconv.Quote(strconv.Itoa(k.DocumentVersion)) }
 
 func keyspaceView(k *domain.Keyspace) Keyspace {
 	return Keyspace{Keyspace: k.Document.Keyspace, Version: k.DocumentVersion, Document: k.Document.JSON()}
@@ -45,6 +49,7 @@ func (a *API) keyspaces() {
 			Parameters: []*huma.Param{
 				pathParam("ks", "The keyspace's id, the same as in the document.", "parcelbird"),
 				queryParam("dry_run", "true: answer the events that would be recorded, and record nothing.", &huma.Schema{Type: "boolean"}),
+				headerParam("If-Match", `The version of the document as it was read, "0" where there was none; refused with 412 when it is another one now.`, &huma.Schema{Type: "string", Examples: []any{`"1"`}}),
 			},
 			RequestBody: a.documentBody(),
 			Responses: map[string]*huma.Response{"200": a.answer("The document in force, or with dry_run the events.",
@@ -106,6 +111,7 @@ func (a *API) configureKeyspace(w http.ResponseWriter, r *http.Request, c *call)
 	}
 	v := keyspaceView(a.Ring.Keyspace(doc.Keyspace))
 	v.Changed = new(len(res.Facts) > 0 || res.Replayed)
+	w.Header().Set("ETag", strconv.Quote(strconv.Itoa(v.Version)))
 	a.giveReceipts(r.Context(), Changed{LedgerSequence: res.Sequence})
 	writeJSON(w, http.StatusOK, "application/json", v)
 	return nil
@@ -117,7 +123,11 @@ type keyspaceList struct {
 	} `nameHint:"KeyspaceList"`
 }
 
-func (a *API) listKeyspaces(ctx context.Context, _ *struct{}) (*keyspaceList, error) {
+type listKeyspacesInput struct {
+	Count bool `query:"count" doc:"true: how many owners and active keys each has."`
+}
+
+func (a *API) listKeyspaces(ctx context.Context, in *listKeyspacesInput) (*keyspaceList, error) {
 	if err := a.await(ctx, a.Ring.Wait); err != nil {
 		return nil, err
 	}
@@ -125,7 +135,16 @@ func (a *API) listKeyspaces(ctx context.Context, _ *struct{}) (*keyspaceList, er
 	out.Body.Keyspaces = []Keyspace{}
 	for _, k := range a.Ring.Keyspaces() {
 		if reach := callOf(ctx).authority.Reach; reach == nil || reach.Keyspace == k.Document.Keyspace {
-			out.Body.Keyspaces = append(out.Body.Keyspaces, keyspaceView(k))
+			v := keyspaceView(k)
+			if in.Count && reach == nil {
+				id, active := k.Document.Keyspace, 0
+				owners := a.Ring.Owners(id)
+				for _, o := range owners {
+					active += a.Ring.ActiveKeys(id, o.ID, a.Now())
+				}
+				v.Owners, v.Active = new(len(owners)), new(active)
+			}
+			out.Body.Keyspaces = append(out.Body.Keyspaces, v)
 		}
 	}
 	return out, nil
@@ -133,6 +152,7 @@ func (a *API) listKeyspaces(ctx context.Context, _ *struct{}) (*keyspaceList, er
 
 type keyspaceOutput struct {
 	LedgerSequence string `header:"Ledger-Sequence" doc:"Only with as_of: the place in LEDGER that the moment is."`
+	ETag           string `header:"ETag" doc:"The version of the document, for If-Match."`
 	Body           Keyspace
 }
 
@@ -152,7 +172,7 @@ func (a *API) getKeyspace(ctx context.Context, in *getKeyspaceInput) (*keyspaceO
 	if in.AsOf != "" {
 		return a.keyspaceAsOf(ctx, in.Keyspace, in.AsOf)
 	}
-	return &keyspaceOutput{Body: keyspaceView(k)}, nil
+	return &keyspaceOutput{ETag: keyspaceETag(k), Body: keyspaceView(k)}, nil
 }
 
 // keyspace is one that the caller may see.

@@ -127,3 +127,63 @@ func TestLimitedKeysAreListed(t *testing.T) {
 		}
 	}
 }
+
+// A key tells how much of its limits is used, and of whose, and what became of its
+// secrets. Another owner's manager is told nothing.
+func TestLimitsAndSecretsOfAKey(t *testing.T) {
+	s := start(t)
+	s.withPostgres()
+	s.limited()
+	s.configure("pb")
+	id, secret := s.create(map[string]any{"keyspace": "lim", "environment": "live", "scopes": nil})
+	used := func() (all string) {
+		a := s.must("GET", "/v1/keys/"+id+"/limits", s.root, "")
+		all = fmt.Sprint(a.json["from"], " ", a.json["plan"], " ", a.json["shared"])
+		for _, l := range a.json["limits"].([]any) {
+			m := l.(map[string]any)
+			all += fmt.Sprintf(", %v %v+%v=%v", m["window"], m["used"], m["remaining"], m["limit"])
+			if at, err := time.Parse(time.RFC3339, m["reset"].(string)); err != nil || time.Until(at) > 24*time.Hour || time.Until(at) < -time.Minute {
+				t.Errorf("the %v ends %v", m["window"], m["reset"])
+			}
+		}
+		return all
+	}
+	for _, want := range []string{"plan small true, minute 0+3=3, day 0+50=50", "plan small true, minute 0+3=3, day 0+50=50"} { // looking counts nothing
+		if got := used(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	for range 4 { // one too many
+		s.verify(s.root, map[string]any{"keyspace": "lim", "key": secret})
+	}
+	if got := used(); got != "plan small true, minute 3+0=3, day 3+47=50" {
+		t.Error(got)
+	}
+
+	key, first := s.create(nil)
+	s.verify(s.root, map[string]any{"keyspace": "pb", "key": first})
+	secrets := func() (all []map[string]any) {
+		for _, x := range s.must("GET", "/v1/keys/"+key+"/secrets", s.root, "", "Min-Sequence", fmt.Sprint(s.head())).json["secrets"].([]any) {
+			all = append(all, x.(map[string]any))
+		}
+		return all
+	}
+	if list := secrets(); len(list) != 1 || list[0]["state"] != "current" || list[0]["works_until"] != nil || !strings.HasPrefix(first, strings.Split(list[0]["display"].(string), "...")[0]) {
+		t.Errorf("before a rotation there are %v", list)
+	}
+	second := s.must("POST", "/v1/keys/"+key+"/rotate", s.root, `{"grace":"1h"}`).json["secret"].(string)
+	list := secrets()
+	if len(list) != 2 || list[0]["state"] != "current" || list[1]["state"] != "grace" || list[1]["works_until"] == nil || list[1]["since"] == nil ||
+		!strings.HasPrefix(second, strings.Split(list[0]["display"].(string), "...")[0]) {
+		t.Errorf("in a grace there are %v", list)
+	}
+	s.must("POST", "/v1/keys/"+key+"/end-grace", s.root, "")
+	if list := secrets(); len(list) != 2 || list[1]["state"] != "ended" {
+		t.Errorf("after it there are %v", list)
+	}
+	for _, path := range []string{"/v1/keys/" + id, "/v1/keys/" + key} {
+		foreign := s.must("POST", "/v1/root-keys", s.root, `{"name":"m","role":"manager","keyspace":"pb","owner":"org_2"}`).json["secret"].(string)
+		s.refused(s.do("GET", path+"/limits", foreign, ""), http.StatusNotFound, domain.KeyNotFound().Code)
+		s.refused(s.do("GET", path+"/secrets", foreign, ""), http.StatusNotFound, domain.KeyNotFound().Code)
+	}
+}

@@ -3,12 +3,14 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/keyledger/keyledger/domain"
@@ -105,7 +107,7 @@ func (a *API) keyList() {
 		Operation: huma.Operation{
 			OperationID: "list-keys", Method: http.MethodGet, Path: "/v1/keys", Tags: []string{"Keys"},
 			Summary:     "List keys",
-			Description: "Keys, newest first, from the read models: own writes are there when Min-Sequence asks for them. Root keys are listed where keyspace is keyledger, to operators; deleted keys never are. With as_of: the keys as they were, by the same filters except unused_since and the status rate_limited, their uses not told.",
+			Description: "Keys, newest first or as sort says, from the read models: own writes are there when Min-Sequence asks for them. Root keys are listed where keyspace is keyledger, to operators; deleted keys never are. With as_of: the keys as they were, newest first, by the same filters except unused_since and the status rate_limited, their uses not told.",
 		},
 		action: domain.KeysRead, read: true,
 	}, a.listKeys)
@@ -122,8 +124,9 @@ type keyListInput struct {
 	UnusedSince   time.Time `query:"unused_since" doc:"Not used since this time, and older than it."`
 	ExpiresBefore time.Time `query:"expires_before" doc:"That expire before this time."`
 	AsOf          string    `query:"as_of" doc:"A time, a sequence of LEDGER, or now: the keys as they were then. Further pages are of the same moment." example:"2026-01-18T12:00:00.000Z"`
+	Sort          string    `query:"sort" default:"-created_at" doc:"The order; a minus turns it round. Names are compared without regard to capitals; a key without a value (never used, never expires) comes last in either direction. With as_of newest first only." enum:"-created_at,created_at,name,-name,expires_at,-expires_at,last_used_at,-last_used_at,use_count,-use_count" example:"-last_used_at"`
 	Limit         int       `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many in a page."`
-	Cursor        string    `query:"cursor" doc:"The next_cursor of the page before, with the same filters."`
+	Cursor        string    `query:"cursor" doc:"The next_cursor of the page before, with the same filters and sort."`
 }
 
 // KeyPage is a page of keys.
@@ -149,12 +152,15 @@ func (a *API) listKeys(ctx context.Context, in *keyListInput) (*keyPage, error) 
 	if in.AsOf != "" {
 		return a.keysAsOf(ctx, in)
 	}
+	if err := a.await(ctx, a.Ring.Wait); err != nil {
+		return nil, err
+	}
 	out := &keyPage{Body: KeyPage{Keys: []Key{}}}
 	err := a.readModel(ctx, projections.Keys{}.Name(), func(ctx context.Context, q *queries.Queries) error {
-		keys, next, err := q.ListKeys(ctx, queries.KeyFilter{
+		keys, next, err := q.FindKeys(ctx, a.Ring, queries.KeyFilter{
 			Keyspace: in.Keyspace, Owner: in.Owner, Status: in.Status, Limited: limited, Scope: in.Scope, Resource: in.Resource,
 			Environment: in.Environment, Q: in.Q, UnusedSince: events.At(in.UnusedSince), ExpiresBefore: events.At(in.ExpiresBefore),
-			Limit: in.Limit, Cursor: in.Cursor,
+			Sort: in.Sort, Limit: in.Limit, Cursor: in.Cursor,
 		}, a.Now())
 		for _, k := range keys {
 			a.showLimited(&k, a.Ring.Key(k.ID))
@@ -178,11 +184,14 @@ func more(next string) *string {
 }
 
 func (a *API) usage() {
+	figures := a.answer("Figures, as JSON or CSV.", a.schema(UsageList{}))
+	figures.Content["text/csv"] = &huma.MediaType{Schema: &huma.Schema{Type: "string"}}
 	serve(a, route{
 		Operation: huma.Operation{
 			OperationID: "usage", Method: http.MethodGet, Path: "/v1/analytics/usage", Tags: []string{"Usage"},
 			Summary:     "Usage in figures",
-			Description: "Requests, outcomes, latency and cost, per bucket of time and by whatever is named in by. Without from it begins 24 hours ago.",
+			Description: "Requests, outcomes, latency and cost, per bucket of time and by whatever is named in by. Without from it begins 24 hours ago. Accept: text/csv answers a table with a header; its cells never begin a formula.",
+			Responses:   map[string]*huma.Response{"200": figures},
 		},
 		action: domain.UsageRead, read: true, absent: true,
 	}, a.getUsage)
@@ -192,15 +201,25 @@ type usageInput struct {
 	Keyspace string    `query:"keyspace" doc:"Of this keyspace."`
 	Owner    string    `query:"owner" doc:"Of this owner."`
 	Key      string    `query:"key" doc:"Of this key."`
+	Keys     string    `query:"keys" doc:"Of any of these keys, at most 1000, separated by commas; not with by=ip. With by=key and a bucket: each one's figures over time, in one answer." maxLength:"64000"`
 	From     time.Time `query:"from" doc:"From this time on, cut to the minute."`
 	To       time.Time `query:"to" doc:"Before this time."`
 	Bucket   string    `query:"bucket" enum:"minute,hour,day" doc:"Absent: the whole time as one."`
+	Accept   string    `header:"Accept" hidden:"true"`
 	By       string    `query:"by" doc:"Any of keyspace, owner, key, endpoint, status, code and ip, separated by commas. ip reads the stream itself, is for operators and auditors, and is recorded." example:"endpoint,status"`
 }
 
 // UsageList are figures of usage.
 type UsageList struct {
-	Usage []Usage `json:"usage" nullable:"false"`
+	Usage []Usage    `json:"usage" nullable:"false"`
+	Kept  *UsageKept `json:"kept,omitempty" doc:"Absent where the stream itself was read, as by ip."`
+}
+
+// UsageKept says from when on figures are kept.
+type UsageKept struct {
+	Minute *time.Time `json:"minute" doc:"Older minutes were removed, as the settings say; buckets of them are absent, and a time that begins among them begins with the whole hour. Null: none were."`
+	Hour   *time.Time `json:"hour" doc:"Likewise of hours, with the whole day."`
+	Day    *time.Time `json:"day" doc:"Likewise of days."`
 }
 
 // Usage are the figures of one bucket and group.
@@ -228,9 +247,7 @@ type Usage struct {
 	CostMicros  int64    `json:"cost_micros"`
 }
 
-type usageOutput struct{ Body UsageList }
-
-func (a *API) getUsage(ctx context.Context, in *usageInput) (*usageOutput, error) {
+func (a *API) getUsage(ctx context.Context, in *usageInput) (*huma.StreamResponse, error) {
 	if err := a.within(ctx, &in.Keyspace, &in.Owner, &in.Key, false); err != nil {
 		return nil, err
 	}
@@ -246,36 +263,57 @@ func (a *API) getUsage(ctx context.Context, in *usageInput) (*usageOutput, error
 	if in.By != "" {
 		by = strings.Split(in.By, ",")
 	}
-	out := &usageOutput{UsageList{Usage: []Usage{}}}
-	if slices.Contains(by, queries.ByIP) {
-		return out, a.usageByIP(ctx, in, f, by, out)
-	}
-	err := a.readModel(ctx, projections.Usage{}.Name(), func(ctx context.Context, q *queries.Queries) error {
-		rows, err := q.Usage(ctx, f, in.Bucket, by)
-		for _, r := range rows {
-			out.Body.Usage = append(out.Body.Usage, Usage(r))
+	if in.Keys != "" {
+		if f.Keys = strings.Split(in.Keys, ","); len(f.Keys) > maxFound || slices.Contains(by, queries.ByIP) {
+			return nil, unprocessable(Detail{Path: "keys", Message: "are too many, or asked for by address", Fix: fmt.Sprintf("at most %d, and without ip in by; use key", maxFound)})
 		}
-		return err
-	})
+		for _, id := range f.Keys {
+			if k := a.Ring.Key(id); k == nil || !callOf(ctx).authority.Reaches(k.Keyspace, k.Owner) || k.Keyspace == events.RootKeyspace {
+				return nil, domain.KeyNotFound()
+			}
+		}
+	}
+	var rows []queries.UsageRow
+	var kept *UsageKept
+	var err error
+	if slices.Contains(by, queries.ByIP) {
+		rows, err = a.usageByIP(ctx, in, f, by)
+	} else {
+		err = a.readModel(ctx, projections.Usage{}.Name(), func(ctx context.Context, q *queries.Queries) error {
+			found, k, err := q.UsageKept(ctx, f, in.Bucket, by)
+			rows, kept = found, new(UsageKept(k))
+			return err
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	table := exportType(in.Accept) == "text/csv"
+	return &huma.StreamResponse{Body: func(hc huma.Context) {
+		_, w := humachi.Unwrap(hc)
+		if table {
+			w.Header().Set("Content-Type", "text/csv; charset=utf-8; header=present")
+			_ = queries.WriteUsageCSV(w, rows, by) // the client is gone; there is nobody to tell
+			return
+		}
+		out := UsageList{Usage: make([]Usage, 0, len(rows)), Kept: kept}
+		for _, r := range rows {
+			out.Usage = append(out.Usage, Usage(r))
+		}
+		writeJSON(w, http.StatusOK, "application/json", out)
+	}}, nil
 }
 
 // usageByIP reads addresses, which no read model holds. Like every reading of
 // the log it leaves a trace.
-func (a *API) usageByIP(ctx context.Context, in *usageInput, f queries.UsageFilter, by []string, out *usageOutput) error {
+func (a *API) usageByIP(ctx context.Context, in *usageInput, f queries.UsageFilter, by []string) ([]queries.UsageRow, error) {
 	open := a.opener(callOf(ctx))
 	if open == nil {
-		return problem(http.StatusForbidden, "FORBIDDEN", "Addresses are personal data: only operators and auditors see them.")
+		return nil, problem(http.StatusForbidden, "FORBIDDEN", "Addresses are personal data: only operators and auditors see them.")
 	}
 	rows, err := a.streams().Usage(ctx, f, in.Bucket, by, open)
 	if err != nil {
-		return unread(err)
-	}
-	for _, r := range rows {
-		out.Body.Usage = append(out.Body.Usage, Usage(r))
+		return nil, unread(err)
 	}
 	asked := map[string]string{"by": in.By}
 	for name, value := range map[string]string{"keyspace": in.Keyspace, "owner": in.Owner, "key": in.Key, "bucket": in.Bucket} {
@@ -283,5 +321,5 @@ func (a *API) usageByIP(ctx context.Context, in *usageInput, f queries.UsageFilt
 			asked[name] = value
 		}
 	}
-	return a.read(ctx, "usage", asked, len(rows))
+	return rows, a.read(ctx, "usage", asked, len(rows))
 }

@@ -46,6 +46,7 @@ func (a *API) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := a.Now()
 		c := &call{requestID: requestIDOf(r, began)}
+		_, c.console = r.Context().Value(callerKey{}).(Caller)
 		r = r.WithContext(context.WithValue(r.Context(), callKey{}, c))
 		answer := middleware.NewWrapResponseWriter(w, r.ProtoMajor)
 		h := answer.Header()

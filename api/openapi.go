@@ -44,6 +44,7 @@ func (a *API) config() huma.Config {
 				{Name: "Keyspaces", Description: "API products: key format, scopes, plans, limits and answers."},
 				{Name: "Owners", Description: "The customers that keys belong to."},
 				{Name: "Keys", Description: "Credentials and their lifecycle."},
+				{Name: "Claims", Description: "New secrets, handed over by a link that shows them once."},
 				{Name: "Root keys", Description: "Keys for keyledger itself."},
 				{Name: "Verification", Description: "Decisions about requests, and their outcomes."},
 				{Name: "Audit", Description: "The log of everything that happened."},
@@ -75,7 +76,7 @@ func hasBody[I any]() bool {
 
 // document adds to an operation what follows from what kind of call it is.
 func (a *API) document(op *huma.Operation, rt *route) {
-	if rt.action != "" {
+	if rt.action != "" || rt.known {
 		op.Security = []map[string][]string{{secured: {}}}
 	}
 	op.Parameters = slices.Clone(op.Parameters)
@@ -110,8 +111,8 @@ var problemText = map[int]string{
 	http.StatusForbidden:             "More than the credential or the plan allows.",
 	http.StatusNotFound:              "Absent, or not the caller's to see: both look the same.",
 	http.StatusConflict:              "The state does not allow it, or the Idempotency-Key was used for another command.",
-	http.StatusGone:                  "The key was deleted.",
-	http.StatusPreconditionFailed:    "The key has changed since it was read.",
+	http.StatusGone:                  "The key was deleted, or the claim opens nothing any more.",
+	http.StatusPreconditionFailed:    "It has changed since it was read.",
 	http.StatusRequestEntityTooLarge: "The body is too large.",
 	http.StatusUnsupportedMediaType:  "The body is of a type that this call does not take.",
 	http.StatusUnprocessableEntity:   "The input is not valid; errors says what, where, and what to write instead.",
@@ -121,7 +122,7 @@ var problemText = map[int]string{
 
 func problemsOf(rt *route) []int {
 	list := []int{http.StatusBadRequest, http.StatusUnprocessableEntity, http.StatusInternalServerError, http.StatusServiceUnavailable}
-	if rt.action != "" {
+	if rt.action != "" || rt.known || len(rt.Security) > 0 {
 		list = append(list, http.StatusUnauthorized, http.StatusForbidden)
 	}
 	if rt.command || rt.absent || rt.action == domain.KeysRead || rt.action == domain.OwnersRead || rt.action == domain.KeyspacesRead {
@@ -135,6 +136,12 @@ func problemsOf(rt *route) []int {
 		if rt.command {
 			list = append(list, http.StatusPreconditionFailed)
 		}
+	}
+	if len(rt.Tags) > 0 && rt.Tags[0] == "Claims" {
+		list = append(list, http.StatusGone)
+	}
+	if rt.OperationID == "configure-keyspace" {
+		list = append(list, http.StatusPreconditionFailed)
 	}
 	if rt.Method != http.MethodGet && rt.Method != http.MethodDelete {
 		list = append(list, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType)

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/go-chi/chi/v5"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/keyledger/keyledger/events"
@@ -17,6 +18,30 @@ func (a *API) operational() {
 	a.router.Get("/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, _ = w.Write(a.spec)
+	})
+	a.router.Get("/asyncapi.yaml", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/yaml")
+		_, _ = w.Write(events.AsyncAPI())
+	})
+	a.router.Get("/schemas", func(w http.ResponseWriter, _ *http.Request) {
+		type listed struct {
+			events.SchemaFile
+			URL string `json:"url"`
+		}
+		list := []listed{}
+		for _, f := range events.Schemas() {
+			list = append(list, listed{f, "/schemas/" + f.Name})
+		}
+		writeJSON(w, http.StatusOK, "application/json", map[string]any{"schemas": list})
+	})
+	a.router.Get("/schemas/{name}", func(w http.ResponseWriter, r *http.Request) {
+		schema := events.Schema(chi.URLParam(r, "name"))
+		if schema == nil {
+			a.fail(w, r, problem(http.StatusNotFound, "NOT_FOUND", "There is no schema of this name: see /schemas."))
+			return
+		}
+		w.Header().Set("Content-Type", "application/schema+json")
+		_, _ = w.Write(schema)
 	})
 	a.router.Get("/healthz", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, "application/json", map[string]string{"status": "ok", "version": a.Version})

@@ -101,6 +101,7 @@ func (a *API) setOwner(ctx context.Context, in *ownerInput) (*ownerChanged, erro
 
 type ownerListInput struct {
 	KeyspacePath
+	Q      string `query:"q" doc:"In the name or the id, whatever the case of letters." example:"acme"`
 	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many in a page."`
 	Cursor string `query:"cursor" doc:"The next_cursor of the page before."`
 }
@@ -110,6 +111,15 @@ type ownerList struct {
 		Owners     []Owner `json:"owners" nullable:"false"`
 		NextCursor *string `json:"next_cursor" doc:"Where the next page begins; null: this is the last."`
 	} `nameHint:"OwnerList"`
+}
+
+// soughtBy says whether a text that people search by is in an owner's name or id.
+func soughtBy(o *domain.Owner, q string) bool {
+	if q == "" {
+		return true
+	}
+	q = strings.ToLower(q)
+	return strings.Contains(strings.ToLower(o.ID), q) || strings.Contains(strings.ToLower(o.Name), q)
 }
 
 func (a *API) listOwners(ctx context.Context, in *ownerListInput) (*ownerList, error) {
@@ -125,7 +135,7 @@ func (a *API) listOwners(ctx context.Context, in *ownerListInput) (*ownerList, e
 		return nil, err
 	}
 	owners := slices.DeleteFunc(a.Ring.Owners(in.Keyspace), func(o *domain.Owner) bool {
-		return o.ID <= after || !callOf(ctx).authority.Reaches(o.Keyspace, o.ID)
+		return o.ID <= after || !soughtBy(o, in.Q) || !callOf(ctx).authority.Reaches(o.Keyspace, o.ID)
 	})
 	slices.SortFunc(owners, func(a, b *domain.Owner) int { return strings.Compare(a.ID, b.ID) })
 	out := &ownerList{}

@@ -98,7 +98,7 @@ func (a *API) retention() {
 			OperationID: "list-holds", Method: http.MethodGet, Path: "/v1/audit/holds", Tags: []string{"Retention"},
 			Summary: "List the legal holds", Description: "Those in force, oldest first, read from OPS.",
 		},
-		action: domain.Operate,
+		action: domain.LogRead,
 	}, a.listHolds)
 	for _, kind := range []struct {
 		id, path, summary, text string

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -82,30 +81,11 @@ func (a *API) revocations() {
 }
 
 func (a *API) getRevocations(w http.ResponseWriter, r *http.Request, c *call) error {
-	q := r.URL.Query()
-	keyspace, owner := q.Get("keyspace"), q.Get("owner")
-	if err := a.within(r.Context(), &keyspace, &owner, nil, c.authority.Role == domain.Operator); err != nil {
+	q, err := a.askedOfFeed(r, c)
+	if err != nil {
 		return err
 	}
-	var wrong []Detail
-	after, limit, err := uint64(0), queries.DefaultLimit, error(nil)
-	from, path := q.Get("after"), "after"
-	if id := r.Header.Get("Last-Event-ID"); id != "" {
-		from, path = id, "header.Last-Event-ID"
-	}
-	if from != "" {
-		if after, err = strconv.ParseUint(from, 10, 63); err != nil {
-			wrong = append(wrong, Detail{Path: path, Message: "is not a sequence of FEED", Fix: "the sequence as it was answered, or 0"})
-		}
-	}
-	if s := q.Get("limit"); s != "" {
-		if limit, err = strconv.Atoi(s); err != nil || limit < 1 || limit > queries.MaxLimit {
-			wrong = append(wrong, Detail{Path: "limit", Message: "is not a page size", Fix: fmt.Sprintf("1 to %d", queries.MaxLimit)})
-		}
-	}
-	if len(wrong) > 0 {
-		return unprocessable(wrong...)
-	}
+	after := uint64(q.after)
 	if a.Endings == nil {
 		return unavailable("FEED_UNAVAILABLE", "This program does not follow FEED: ask one that runs `keyledger serve`.", 30)
 	}
@@ -113,18 +93,17 @@ func (a *API) getRevocations(w http.ResponseWriter, r *http.Request, c *call) er
 	if err != nil {
 		return err
 	}
-	if after > head {
-		return unprocessable(Detail{Path: path, Message: fmt.Sprintf("is behind the end of FEED, which is at %d", head),
-			Fix: "it is of another FEED, perhaps of one before a restore: begin again with 0"})
+	if err := q.reaches(head); err != nil {
+		return err
 	}
 	match := func(e *endings.Ending) bool {
-		return (keyspace == "" || e.Keyspace == keyspace) && (owner == "" || e.Owner == owner) && c.authority.Reaches(e.Keyspace, e.Owner)
+		return (q.keyspace == "" || e.Keyspace == q.keyspace) && (q.owner == "" || e.Owner == q.owner) && c.authority.Reaches(e.Keyspace, e.Owner)
 	}
 	if wantsEvents(r.Header.Values("Accept")) {
 		a.sendRevocations(w, r, c, after, match)
 		return nil
 	}
-	list, to, whole := a.Endings.After(after, limit, match)
+	list, to, whole := a.Endings.After(after, int(q.limit), match)
 	page := Revocations{Revocations: []Revocation{}, Announced: []Revocation{}, Sequence: to.Feed, LedgerSequence: to.Ledger, More: !whole}
 	for now := events.At(a.Now()); len(list) > 0; list = list[1:] {
 		if list[0].In(now) {
@@ -155,13 +134,21 @@ func (a *API) feedNow(ctx context.Context) (head uint64, err error) {
 	return head, nil
 }
 
-// fed waits until what holds of LEDGER up to a sequence has passed through FEED. A
-// void fact never comes there.
+// fed waits until what holds of LEDGER up to a sequence has passed through FEED.
 func (a *API) fed(ctx context.Context, sequence uint64) error {
+	return a.fedBy(ctx, sequence, func(ctx context.Context, sequence uint64) error {
+		_, err := a.Endings.Reach(ctx, func(p endings.Place) bool { return p.Ledger >= sequence })
+		return err
+	})
+}
+
+// fedBy waits with reach for the last fact up to a sequence that held: a void one never
+// comes to FEED.
+func (a *API) fedBy(ctx context.Context, sequence uint64, reach func(context.Context, uint64) error) error {
 	for ; sequence > 0; sequence-- {
 		if void, err := a.Ring.Void(ctx, sequence); err != nil || !void {
 			if err == nil {
-				_, err = a.Endings.Reach(ctx, func(p endings.Place) bool { return p.Ledger >= sequence })
+				err = reach(ctx, sequence)
 			}
 			return err
 		}
@@ -231,11 +218,7 @@ func (a *API) sendRevocations(w http.ResponseWriter, r *http.Request, c *call, a
 		at = to.Feed
 		if whole && !told {
 			told = true
-			one("reached", at, struct {
-				Sequence       uint64 `json:"sequence"`
-				LedgerSequence uint64 `json:"ledger_sequence"`
-				Previous       uint64 `json:"previous"`
-			}{at, to.Ledger, previous})
+			one("reached", at, reached{at, to.Ledger, previous})
 			previous = at
 		}
 		if b.Len() > 0 {

@@ -26,6 +26,7 @@ import (
 	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/internal/testenv"
 	"github.com/keyledger/keyledger/projections/endings"
+	"github.com/keyledger/keyledger/projections/recent"
 	"github.com/keyledger/keyledger/reactors"
 )
 
@@ -40,6 +41,31 @@ func (s *service) withFeed() {
 	var running sync.WaitGroup
 	running.Go(func() { _ = feed.Run(ctx) })
 	s.t.Cleanup(func() { stop(); running.Wait() })
+}
+
+// withRecent serves anew the newest facts of FEED, of which there are those from now on.
+func (s *service) withRecent() (end func()) {
+	s.t.Helper()
+	feed, at, err := s.ledger.LastFed(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	x := recent.New(recent.Place{Feed: feed, Ledger: at})
+	ctx, stop := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = x.Run(ctx, s.ledger.Follow(ctx, events.Feed, feed)) })
+	deps := s.deps
+	deps.Recent = x
+	server := httptest.NewServer(api.New(deps))
+	s.url = server.URL
+	end = sync.OnceFunc(func() {
+		server.CloseClientConnections()
+		server.Close()
+		stop()
+		running.Wait()
+	})
+	s.t.Cleanup(end)
+	return end
 }
 
 // withEndings serves anew what FEED tells, as a process that has just started.

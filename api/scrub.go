@@ -27,7 +27,7 @@ func (a *API) scrub() {
 			Summary:     "How the streams compare with what was signed",
 			Description: "Progress, last whole pass and findings of the scrub, which reads the streams again and again, every server's copy in turn. The same is in GET /v1/status.",
 		},
-		action: domain.Operate,
+		action: domain.LogRead,
 	}, a.getScrub)
 	serve(a, route{
 		Operation: huma.Operation{

@@ -14,6 +14,7 @@ import (
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/projections"
 	"github.com/keyledger/keyledger/projections/merkle"
+	"github.com/keyledger/keyledger/verify/applied"
 )
 
 // Status is how the service is doing.
@@ -25,6 +26,12 @@ type Status struct {
 	Verifiers   []VerifierStatus   `json:"verifiers" nullable:"false" doc:"Those that this node knows of."`
 	Scrub       *merkle.ScrubState `json:"scrub,omitempty" doc:"How far the streams have been read again and compared with what was signed, and what was found; absent where this program does not know."`
 
+	Webhooks []WebhookStatus `json:"webhooks,omitempty" doc:"How the deliveries to each webhook are; absent where there are none."`
+
+	Sinks []SinkStatus `json:"sinks,omitempty" doc:"The systems that the settings of serve name; absent where there are none."`
+
+	Revocations *RevocationStatus `json:"revocations,omitempty" doc:"How long verifiers still accepted what was revoked last; absent where this program does not know."`
+
 	RevocationLatencyMS *float64 `json:"revocation_latency_ms" doc:"How long after its decision the last revocation took effect on this node; null before the first one since it started." example:"1.4"`
 }
 
@@ -32,7 +39,12 @@ type Status struct {
 type StreamStatus struct {
 	Stream string `json:"stream" example:"LEDGER"`
 	Head   uint64 `json:"head" doc:"Its last sequence."`
-	Doubt  string `json:"doubt,omitempty" doc:"Why it is refused, where it is."`
+
+	First    uint64 `json:"first" doc:"Its first sequence, behind what was pruned; behind the last one where it is empty." example:"1"`
+	Messages uint64 `json:"messages" doc:"That it holds. In USAGE a message is a page of many uses."`
+	Bytes    uint64 `json:"bytes" doc:"That it takes on one server."`
+
+	Doubt string `json:"doubt,omitempty" doc:"Why it is refused, where it is."`
 
 	Signed   *int64 `json:"signed,omitempty" doc:"Events in its newest checkpoint; absent where there is none here."`
 	Unsigned string `json:"unsigned,omitempty" doc:"Why nothing is signed, where it is so."`
@@ -52,13 +64,31 @@ type Signing struct {
 	Witnesses        []WitnessedLast `json:"witnesses" nullable:"false" doc:"Those of log_policy, with what each has cosigned last."`
 }
 
+// RevocationStatus is of the last thousand revocations, and the like, that this node
+// has recorded: until the slowest verifier that confirmed refused.
+type RevocationStatus struct {
+	Measured int      `json:"measured" doc:"How many the figures are made of."`
+	P50MS    *float64 `json:"p50_ms"`
+	P99MS    *float64 `json:"p99_ms"`
+	MaxMS    *float64 `json:"max_ms"`
+	Waiting  int      `json:"waiting" doc:"Not recorded yet."`
+	Dropped  uint64   `json:"dropped" doc:"That stay unmeasured since this process started: there were too many, or OPS was away for too long."`
+}
+
 // VerifierStatus is one verifier.
 type VerifierStatus struct {
 	Node     string `json:"node"`
+	Program  string `json:"program,omitempty" doc:"serve, gateway, dev, or verifier for a service that verifies in process."`
+	State    string `json:"state" enum:"current,behind,silent,stale" doc:"current: it has applied everything, or will in a moment. behind: it has lost LEDGER for longer than a few seconds. silent: it is not heard. stale: behind or silent for so long that it answers STATE_TOO_STALE, if it runs."`
 	Sequence uint64 `json:"sequence" doc:"The last fact of LEDGER that it has applied."`
 	Lag      uint64 `json:"lag" doc:"Facts that it has not applied yet."`
 	LostMS   int64  `json:"lost_ms" doc:"How long ago its state was last known to be complete; about a second while all is well."`
 	Held     int    `json:"held" doc:"Uses in memory that wait to be written."`
+
+	WindowMS    int64       `json:"window_ms,omitempty" doc:"Its stale window: after so long without LEDGER it answers STATE_TOO_STALE."`
+	SeenAt      events.Time `json:"seen_at" doc:"When it was last heard; it tells how far it is every second."`
+	ClockMS     *float64    `json:"clock_ms,omitempty" doc:"Its clock against this node's, less what the message took."`
+	Unconfirmed uint64      `json:"unconfirmed" doc:"Revocations that it did not confirm in time, since this node started."`
 }
 
 // ProjectionStatus is how far a read model is.
@@ -144,12 +174,12 @@ func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error)
 	s := Status{Version: a.Version, Time: events.At(a.Now()), Projections: []ProjectionStatus{}, Verifiers: []VerifierStatus{}}
 	heads := map[string]uint64{}
 	for _, name := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ} {
-		head, err := a.Ledger.Head(ctx, name)
+		extent, err := a.Ledger.Extent(ctx, name)
 		if err != nil {
 			return nil, unread(err)
 		}
-		heads[name] = head
-		status := StreamStatus{Stream: name, Head: head}
+		heads[name] = extent.Last
+		status := StreamStatus{Stream: name, Head: extent.Last, First: extent.First, Messages: extent.Messages, Bytes: extent.Bytes}
 		if doubt := a.Ledger.Err(name); doubt != nil {
 			status.Doubt = doubt.Error()
 		}
@@ -166,18 +196,80 @@ func (a *API) getStatus(ctx context.Context, _ *struct{}) (*statusOutput, error)
 		}
 		s.Projections = list
 	}
-	if a.Verifier != nil {
-		applied := a.Ring.Sequence()
-		v := VerifierStatus{Sequence: applied, LostMS: a.Verifier.Lost().Milliseconds(), Lag: max(heads[events.Ledger], applied) - applied}
-		if a.Recorder != nil {
-			v.Node, v.Held = a.Recorder.Node(), a.Recorder.Held()
+	if a.Webhooks != nil && a.Deliveries != nil {
+		list, err := a.webhookStatus(ctx, heads[events.Feed])
+		if err != nil {
+			return nil, unread(err)
 		}
-		s.Verifiers = append(s.Verifiers, v)
+		s.Webhooks = list
+	}
+	if a.Sinks != nil {
+		list, err := a.sinkStatus(ctx, heads[events.Feed])
+		if err != nil {
+			return nil, unread(err)
+		}
+		s.Sinks = list
+	}
+	s.Verifiers = a.verifierStatus(heads[events.Ledger])
+	if a.Verifiers != nil {
+		s.Revocations = revocationStatus(a.Verifiers.Summary())
 	}
 	if latency, ok := a.Ring.RevocationLatency(); ok {
 		s.RevocationLatencyMS = new(float64(latency.Microseconds()) / 1000)
 	}
 	return &statusOutput{s}, nil
+}
+
+// verifierStatus lists this node and those that it hears.
+func (a *API) verifierStatus(head uint64) []VerifierStatus {
+	list, now := []VerifierStatus{}, a.Now()
+	self := ""
+	if a.Verifier != nil {
+		sequence := a.Ring.Sequence()
+		v := VerifierStatus{State: "current", Sequence: sequence, LostMS: a.Verifier.Lost().Milliseconds(), Lag: max(head, sequence) - sequence, SeenAt: events.At(now)}
+		if a.Recorder != nil {
+			v.Node, v.Held = a.Recorder.Node(), a.Recorder.Held()
+			self = v.Node
+		}
+		if a.Verifier.Lost() > lostForLong {
+			v.State = "behind"
+		}
+		list = append(list, v)
+	}
+	if a.Verifiers == nil {
+		return list
+	}
+	for _, o := range a.Verifiers.Verifiers(time.Now()) {
+		if o.Node == self {
+			list[0].Program, list[0].WindowMS, list[0].Unconfirmed = o.Program, o.Window.Milliseconds(), o.Unconfirmed
+			continue
+		}
+		v := VerifierStatus{Node: o.Node, Program: o.Program, State: "current", Sequence: o.Sequence, Lag: max(head, o.Sequence) - o.Sequence,
+			LostMS: o.Lost.Milliseconds(), Held: o.Held, WindowMS: o.Window.Milliseconds(), SeenAt: events.At(o.Heard),
+			ClockMS: millis(o.Clock.Microseconds()), Unconfirmed: o.Unconfirmed}
+		switch {
+		case o.Window > 0 && o.Lost > o.Window:
+			v.State = "stale"
+		case o.Silent:
+			v.State = "silent"
+		case o.Lost > lostForLong:
+			v.State = "behind"
+		}
+		list = append(list, v)
+	}
+	return list
+}
+
+// lostForLong is from when on a verifier is behind: while all is well it is about a
+// second.
+const lostForLong = 5 * time.Second
+
+func revocationStatus(s applied.Summary) *RevocationStatus {
+	r := &RevocationStatus{Measured: s.Measured, Waiting: s.Waiting, Dropped: s.Dropped}
+	if s.Measured > 0 {
+		r.P50MS, r.P99MS, r.MaxMS = millis(s.P50.Microseconds()), millis(s.P99.Microseconds()), millis(s.Max.Microseconds())
+	}
+	return r
 }
 
 // signed fills in how far each stream is signed.

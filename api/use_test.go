@@ -10,15 +10,20 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
+	"os/exec"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/keyledger/keyledger/api"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/seal"
+	"github.com/keyledger/keyledger/internal/testenv"
 	"github.com/keyledger/keyledger/internal/testenv/check"
 )
 
@@ -242,6 +247,94 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+// The log as CloudEvents is a batch to their SDK: each event once, with its attributes, its
+// place and, as its data, what the other exports say of it. One that was cut off is not, and
+// a line of it is an event. That it was read is recorded before and after it.
+func TestAuditAsCloudEvents(t *testing.T) {
+	sdk := testenv.CloudEvents(t)
+	s := start(t)
+	s.configure("pb")
+	id, secret := s.create(nil)
+	s.verify(s.root, map[string]any{"key": secret, "ip": "203.0.113.7", "method": "GET", "path": "/v1/x"})
+	s.verify(s.root, map[string]any{"key": "pb_live_unknown", "ip": "203.0.113.7"})
+	s.flush()
+	const kind = "application/cloudevents-batch+json"
+	read := func(mode string, in []byte) (string, error) {
+		cmd := exec.CommandContext(t.Context(), sdk, mode)
+		var told bytes.Buffer
+		cmd.Stdin, cmd.Stderr = bytes.NewReader(in), &told
+		out, err := cmd.Output()
+		return string(out) + told.String(), err
+	}
+	for _, q := range []string{"?to=" + url.QueryEscape(time.Now().UTC().Add(time.Minute).Format(time.RFC3339)) + "&except=audit.read", "?key=" + id + "&type=key.used", "?keyspace=pb&type=key.deleted"} {
+		a := s.must("GET", "/v1/audit/events"+q, s.root, "", "Accept", kind)
+		if got := a.header.Get("Content-Type"); got != kind {
+			t.Errorf("%s is %s", q, got)
+		}
+		if wrong := api.Conforms("GET", "/v1/audit/events", 200, a.header, a.body); len(wrong) > 0 {
+			t.Errorf("%s: %v", q, wrong)
+		}
+		var want []map[string]any
+		for line := range bytes.Lines(s.must("GET", "/v1/audit/events"+q, s.root, "", "Accept", "application/x-ndjson").body) {
+			var e map[string]any
+			if err := json.Unmarshal(line, &e); err != nil {
+				t.Fatal(err)
+			}
+			want = append(want, e)
+		}
+		out, err := read("batch", a.body)
+		if err != nil {
+			t.Fatalf("%s: %v: %s", q, err, out)
+		}
+		n := 0
+		for line := range strings.Lines(out) {
+			var e map[string]any
+			if err := json.Unmarshal([]byte(line), &e); err != nil {
+				t.Fatal(err)
+			}
+			w := want[n]
+			n++
+			subject := strings.Trim(w["owner"].(string)+"/"+w["key"].(string), "/")
+			if subject == "" {
+				subject = w["keyspace"].(string)
+			}
+			if got, _ := e["subject"].(string); e["specversion"] != "1.0" || e["id"] != w["id"] || e["type"] != w["type"] || e["time"] == "" || got != subject ||
+				e["source"] != "/keyledger/"+w["keyspace"].(string) || e["stream"] != w["stream"] || e["sequence"] != fmt.Sprint(w["sequence"]) ||
+				fmt.Sprint(e["line"]) != fmt.Sprint(w["line"]) || !reflect.DeepEqual(e["data"], any(w)) {
+				t.Errorf("%v is to the SDK %s", w, line)
+			}
+		}
+		if n != len(want) || strings.Contains(q, "deleted") != (n == 0) {
+			t.Errorf("%s: %d events of %d", q, n, len(want))
+		}
+		lines := bytes.Split(bytes.TrimSuffix(a.body, []byte("\n")), []byte("\n"))
+		if len(lines) != n+2 || string(lines[0]) != "[" || string(lines[len(lines)-1]) != "]" {
+			t.Errorf("%s: %d lines for %d events", q, len(lines), n)
+		}
+		if out, err := read("batch", a.body[:len(a.body)-2]); err == nil {
+			t.Errorf("%s: without its end it is whole: %s", q, out)
+		}
+		if n > 0 {
+			if out, err := read("lines", bytes.TrimSuffix(lines[n], []byte(","))); err != nil {
+				t.Errorf("its line is no event: %v: %s", err, out)
+			}
+		}
+	}
+	manager := s.must("POST", "/v1/root-keys", s.root, `{"name":"m","role":"manager","keyspace":"pb","owner":"org_1"}`).json["secret"].(string)
+	if a := s.must("GET", "/v1/audit/events", manager, "", "Accept", kind); bytes.Contains(a.body, []byte("203.0.113.7")) || !bytes.Contains(a.body, []byte(`"key.used"`)) {
+		t.Errorf("a manager gets %s", a.body)
+	}
+	whole := 0
+	for _, e := range s.must("GET", "/v1/audit/events?type=audit.read&limit=100", s.root, "").json["events"].([]any) {
+		if filter := e.(map[string]any)["data"].(map[string]any)["filter"].(map[string]any); filter["outcome"] == "whole" {
+			whole++
+		}
+	}
+	if whole != 7 {
+		t.Errorf("that exports ended is recorded %d times", whole)
+	}
+}
+
 // Uses are found by address and by endpoint, through the index and without it, by
 // whoever may see addresses. That somebody looked is recorded, not for which address
 // or for what else they typed.
@@ -361,6 +454,8 @@ func TestReadModels(t *testing.T) {
 	for range 3 {
 		s.create(nil)
 	}
+	for made := time.Now().UnixMilli(); time.Now().UnixMilli() == made; { // of one millisecond either may be the newer
+	}
 	other, secret := s.create(map[string]any{"owner": "org_2", "scopes": []string{"parcels:read"}})
 	after := strconv.FormatUint(s.head(), 10)
 	page := s.must("GET", "/v1/keys?keyspace=pb&owner=org_1&limit=2", s.root, "", "Min-Sequence", after)
@@ -384,7 +479,8 @@ func TestReadModels(t *testing.T) {
 	}
 	s.refused(s.do("GET", "/v1/keys?owner=org_2", manager, ""), 404, "OWNER_NOT_FOUND")
 	s.refused(s.do("GET", "/v1/keys?keyspace=keyledger", manager, ""), 404, "KEYSPACE_NOT_FOUND")
-	for _, bad := range []string{"cursor=AAAA", "limit=0", "limit=x", "status=eaten", "as_of=then", "unused_since=yesterday"} {
+	for _, bad := range []string{"cursor=AAAA", "limit=0", "limit=x", "status=eaten", "as_of=then", "unused_since=yesterday", "sort=colour", "sort=--name", "sort=name,created_at",
+		"sort=name&cursor=" + page.json["next_cursor"].(string), "keyspace=pb&owner=org_1&sort=name&cursor=" + page.json["next_cursor"].(string)} {
 		s.refused(s.do("GET", "/v1/keys?"+bad, s.root, ""), 422, "INVALID")
 	}
 	s.refused(s.do("GET", "/v1/keys", s.root, "", "Min-Sequence", "soon"), 400, "")
@@ -392,9 +488,44 @@ func TestReadModels(t *testing.T) {
 	s.verify(s.root, map[string]any{"key": secret, "method": "GET", "path": "/v1/parcels/1"})
 	used := strconv.FormatUint(s.flush(), 10)
 	u := s.must("GET", "/v1/analytics/usage?keyspace=pb&by=key,code&bucket=hour", s.root, "", "Min-Sequence", used)
+	for sort, want := range map[string]int{"-use_count": 0, "use_count": 3, "-last_used_at": 0, "last_used_at": 0, "-created_at": 0, "created_at": 3, "": 0} {
+		a := s.must("GET", "/v1/keys?keyspace=pb&sort="+sort, s.root, "")
+		if all := a.json["keys"].([]any); len(all) != 4 || all[want].(map[string]any)["id"] != other {
+			t.Errorf("sorted by %q, %s is not at %d: %s", sort, other, want, a.body)
+		}
+	}
+	one := s.must("GET", "/v1/keys?keyspace=pb&sort=use_count&limit=1", s.root, "")
+	if two := s.must("GET", "/v1/keys?keyspace=pb&sort=use_count&cursor="+one.json["next_cursor"].(string), s.root, ""); len(two.json["keys"].([]any)) != 3 || two.json["next_cursor"] != nil {
+		t.Errorf("the second page by use: %s", two.body)
+	}
+	if a := s.must("GET", "/v1/keys?keyspace=keyledger&sort=name", s.root, ""); len(a.json["keys"].([]any)) != 2 {
+		t.Errorf("root keys by name: %s", a.body)
+	}
+	if a := s.must("GET", "/v1/keys?sort=-name", manager, ""); len(a.json["keys"].([]any)) != 3 || strings.Contains(string(a.body), other) {
+		t.Errorf("a manager's list by name: %s", a.body)
+	}
 	rows := u.json["usage"].([]any)
 	if len(rows) != 1 || rows[0].(map[string]any)["requests"] != 1.0 || rows[0].(map[string]any)["key"] != other {
 		t.Errorf("usage: %s", u.body)
+	}
+	if kept := u.json["kept"].(map[string]any); len(kept) != 3 || kept["minute"] != nil {
+		t.Errorf("what is kept: %s", u.body)
+	}
+	first := keys[0].(map[string]any)["id"].(string)
+	for list, want := range map[string]int{other: 1, first: 0, first + "," + other: 1} {
+		if a := s.must("GET", "/v1/analytics/usage?by=key&bucket=hour&keys="+list, s.root, "").json["usage"].([]any); len(a) != want {
+			t.Errorf("usage of %s: %v", list, a)
+		}
+	}
+	s.refused(s.do("GET", "/v1/analytics/usage?by=key&keys="+first+","+other, manager, ""), 404, "KEY_NOT_FOUND")
+	s.refused(s.do("GET", "/v1/analytics/usage?by=ip&keys="+other, s.root, ""), 422, "INVALID")
+	table, err := csv.NewReader(bytes.NewReader(s.must("GET", "/v1/analytics/usage?keyspace=pb&by=endpoint,status,owner&bucket=day", s.root, "", "Accept", "text/csv").body)).ReadAll()
+	if err != nil || len(table) != 2 || strings.Join(table[0], ",") != "time,owner,method,endpoint,status,requests,successes,errors,unknown,denied,rate_limited,average_ms,p50_ms,p95_ms,p99_ms,cost_micros" ||
+		strings.Join(table[1][1:7], ",") != "org_2,GET,/v1/parcels/1,0,1,0" {
+		t.Errorf("as CSV: %v, %v", table, err)
+	}
+	for _, bad := range []string{"bucket=week", "by=colour", "by=key,,code", "from=yesterday", "to=2026-13-01T00:00:00Z", "from=2026-01-02T00:00:00Z&to=2026-01-01T00:00:00Z", "by=ip,colour", "by=ip&bucket=year"} {
+		s.refused(s.do("GET", "/v1/analytics/usage?"+bad, s.root, ""), 422, "INVALID")
 	}
 	if k := s.must("GET", "/v1/keys/"+other, s.root, ""); k.json["use_count"] != 1.0 || k.json["last_used_at"] == nil {
 		t.Errorf("the key does not show its use: %s", k.body)

@@ -56,6 +56,10 @@ const buckets = "KV_keyledger_"
 // first, so that no stream is shorter than what was signed of it.
 const logBucket = buckets + "log"
 
+// passing are buckets that are not taken: who is signed in, and secrets that wait for
+// whoever has a link. What ended after a backup must not begin again with it.
+var passing = []string{buckets + "sessions", buckets + "claims"}
+
 // order is how streams are taken: FEED, USAGE and OPS speak of LEDGER; the record of
 // what was pruned from USAGE is on OPS before it is pruned. Data keys are taken after
 // what they seal: they were made before it.
@@ -66,7 +70,7 @@ func order(names []string) ([]string, error) {
 	}
 	all = append(all, events.Feed, events.Usage, events.DLQ, events.Ops)
 	for _, n := range slices.Sorted(slices.Values(names)) {
-		if strings.HasPrefix(n, buckets) && n != logBucket {
+		if strings.HasPrefix(n, buckets) && n != logBucket && !slices.Contains(passing, n) {
 			all = append(all, n)
 		}
 	}
@@ -178,7 +182,7 @@ func write(ctx context.Context, path string, o Options) (_ *Manifest, err error)
 	m := &Manifest{
 		Format: format, Program: o.Program, Server: o.Conn.ConnectedServerVersion(), Began: events.At(time.Now()),
 		Streams: []Stream{}, Postgres: []Table{}, Checkpoints: []string{},
-		Without: []string{"the master key", "configuration and passwords", "write-ahead logs of uses that are answered and not yet in NATS", "read models that are built again from the streams"},
+		Without: []string{"the master key", "configuration and passwords", "write-ahead logs of uses that are answered and not yet in NATS", "who is signed in at the console, and secrets that wait behind a link", "read models that are built again from the streams"},
 	}
 	began, err := firstOf(ctx, o.Conn, events.Usage)
 	if err != nil {

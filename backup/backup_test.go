@@ -37,8 +37,12 @@ type installation struct {
 
 func install(t *testing.T) *installation {
 	t.Helper()
-	conn := testenv.Conn(t, testenv.NATS(t))
-	l, err := ledger.Open(t.Context(), conn, ledger.Options{AllowUnverifiedSync: true})
+	return installOn(t, testenv.Conn(t, testenv.NATS(t)), 1)
+}
+
+func installOn(t *testing.T, conn *nats.Conn, replicas int) *installation {
+	t.Helper()
+	l, err := ledger.Open(t.Context(), conn, ledger.Options{AllowUnverifiedSync: true, Replicas: replicas})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,6 +198,47 @@ func TestBackupUnderLoad(t *testing.T) {
 	}
 }
 
+// Readers that come and go while a cluster is copied do not fail the backup: its
+// servers give up a copy when they cannot hear of one of the consumers.
+func TestReadersComeAndGo(t *testing.T) {
+	nodes := testenv.Cluster(t, 3)
+	i := installOn(t, nodes.Conn(0), 3)
+	i.do(t, 5)
+	ctx, cancel := context.WithCancel(t.Context())
+	var readers sync.WaitGroup
+	defer readers.Wait()
+	defer cancel()
+	var read atomic.Int64
+	busy := make(chan struct{})
+	for n := range 6 {
+		js, err := jetstream.New(nodes.Conn(n % 3))
+		if err != nil {
+			t.Fatal(err)
+		}
+		readers.Go(func() {
+			for ctx.Err() == nil {
+				c, err := js.CreateConsumer(ctx, events.Ledger, jetstream.ConsumerConfig{AckPolicy: jetstream.AckNonePolicy})
+				if err != nil {
+					continue // the servers are busy
+				}
+				if read.Add(1) == 5 {
+					close(busy)
+				}
+				_ = js.DeleteConsumer(ctx, events.Ledger, c.CachedInfo().Name)
+			}
+		})
+	}
+	<-busy
+	path := filepath.Join(t.TempDir(), "backup.zip")
+	m, err := backup.Write(t.Context(), path, backup.Options{Conn: nodes.Conn(1), Program: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := m.Stream(events.Ledger).Last; last < uint64(i.keys.Load()) {
+		t.Errorf("LEDGER ends at %d in the backup, %d was acknowledged before it began", last, i.keys.Load())
+	}
+}
+
 // A file that is not as it was written is refused, whatever was changed in it.
 func TestDamage(t *testing.T) {
 	i := install(t)
@@ -265,9 +310,11 @@ func TestPostgres(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	exec(from, `create table keyledger_baseline.last_used_v1 (like keyledger.last_used_v1 including all)`)
-	exec(from, `insert into keyledger_baseline.last_used_v1 (key, keyspace, owner, uses, successes, last_used_at, last_secret) values ('key_1', 'parcelbird', E'a\tb\\', 7, 7, now(), 'current')`)
-	exec(from, `insert into keyledger.baselines (name, stream, sequence, event_id) values ('usage_v1', 'USAGE', 5, 'evt_5')`)
+	exec(from, `create table keyledger_baseline.last_used_v2 (like keyledger.last_used_v2 including all)`)
+	exec(from, `insert into keyledger_baseline.last_used_v2 (key, keyspace, owner, uses, successes, last_used_at, last_secret) values ('key_1', 'parcelbird', E'a\tb\\', 7, 7, now(), 'current')`)
+	exec(from, `insert into keyledger.baselines (name, stream, sequence, event_id) values ('usage_v2', 'USAGE', 5, 'evt_5')`)
+	// Of an earlier program, whose baseline a projection begins with.
+	exec(from, `create table keyledger_baseline.outcomes_v1 (like keyledger.outcomes_v2 including all)`)
 	path := filepath.Join(t.TempDir(), "backup.zip")
 	if _, err := backup.Write(t.Context(), path, backup.Options{Conn: i.conn, Pool: from, Program: "test"}); err != nil {
 		t.Fatal(err)
@@ -276,7 +323,7 @@ func TestPostgres(t *testing.T) {
 	holds := func(pool *pgxpool.Pool, want string) {
 		t.Helper()
 		var got string
-		if err := pool.QueryRow(t.Context(), `select b.sequence || ' ' || r.uses || ' ' || r.owner from keyledger.baselines b, keyledger_baseline.last_used_v1 r`).Scan(&got); err != nil || got != want {
+		if err := pool.QueryRow(t.Context(), `select b.sequence || ' ' || r.uses || ' ' || r.owner from keyledger.baselines b, keyledger_baseline.last_used_v2 r`).Scan(&got); err != nil || got != want {
 			t.Errorf("the database holds %q, %v; want %q", got, err, want)
 		}
 	}
@@ -286,7 +333,8 @@ func TestPostgres(t *testing.T) {
 		}
 		holds(to, "5 7 a\tb\\")
 	}
-	exec(to, `update keyledger.baselines set sequence = 9; update keyledger_baseline.last_used_v1 set uses = 9`)
+	exec(to, `select from keyledger_baseline.outcomes_v1`)
+	exec(to, `update keyledger.baselines set sequence = 9; update keyledger_baseline.last_used_v2 set uses = 9`)
 	if err := f.RestorePostgres(t.Context(), to); err != nil {
 		t.Fatal(err)
 	}

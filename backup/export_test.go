@@ -68,3 +68,6 @@ func Repacked(t *testing.T, path, member string, content []byte) []byte {
 }
 
 func filepathOf(t *testing.T) string { return t.TempDir() + "/repacked" }
+
+// RestoreStream makes a stream of a snapshot.
+var RestoreStream = restoreStream

@@ -108,6 +108,10 @@ func (b *File) RestorePostgres(ctx context.Context, pool *pgxpool.Pool) error {
 	return tx.Commit(ctx)
 }
 
+// adopted are tables of earlier programs, with those that have their columns now: a
+// projection that begins makes its baseline of them.
+var adopted = map[string]string{"usage_v1": "usage_v2", "last_used_v1": "last_used_v2", "outcomes_v1": "outcomes_v2"}
+
 func (b *File) restoreTable(ctx context.Context, tx pgx.Tx, t *Table, usage uint64) error {
 	if t.Schema == baselines {
 		var live, keep bool
@@ -116,11 +120,15 @@ func (b *File) restoreTable(ctx context.Context, tx pgx.Tx, t *Table, usage uint
 			t.Name, int64(usage)).Scan(&live, &keep); err != nil {
 			return err
 		}
+		like := t.Name
+		if now, ok := adopted[t.Name]; ok && !live {
+			live, like = true, now
+		}
 		if !live || keep { // of a projection that this program does not have; or there is one that fits
 			return nil
 		}
 		if _, err := tx.Exec(ctx, fmt.Sprintf(`drop table if exists %[1]s; create table %[1]s (like keyledger.%[2]s including all)`,
-			t.ident(), pgx.Identifier{t.Name}.Sanitize())); err != nil {
+			t.ident(), pgx.Identifier{like}.Sanitize())); err != nil {
 			return err
 		}
 		return b.copyIn(ctx, tx, t, t.ident())

@@ -22,10 +22,12 @@ import (
 )
 
 const (
-	chunk      = 256 << 10       // of a snapshot; below the least max_payload in use
-	silence    = 2 * time.Minute // without a word from the server before it is given up
-	endWithin  = 10 * time.Minute
-	pullAtOnce = 8 << 20
+	chunk       = 256 << 10       // of a snapshot; below the least max_payload in use
+	silence     = 2 * time.Minute // without a word from the server before it is given up
+	endWithin   = 10 * time.Minute
+	beginWithin = time.Minute     // for a server that can say where all consumers of a stream stand
+	interest    = 5 * time.Second // a server that heard nothing of a restore for so long gives it up
+	pullAtOnce  = 8 << 20
 )
 
 // call asks JetStream's API.
@@ -134,51 +136,116 @@ func firstOf(ctx context.Context, nc *nats.Conn, name string) (uint64, error) {
 
 // snapshot copies a stream into a member of the archive.
 func snapshot(ctx context.Context, nc *nats.Conn, name string, a *archive) (*Stream, error) {
+	c, err := begin(ctx, nc, name)
+	if err != nil {
+		return nil, err
+	}
+	defer c.end()
+	s := &Stream{Name: name, Member: "streams/" + name + ".snapshot", Config: c.Config, State: c.State}
+	s.Bytes, s.SHA256, err = a.add(s.Member, func(w io.Writer) error {
+		for {
+			chunk, err := c.next(ctx)
+			if len(chunk) == 0 || err != nil {
+				return err
+			}
+			if _, err := w.Write(chunk); err != nil {
+				return err
+			}
+		}
+	})
+	return s, err
+}
+
+// copying is a snapshot that the server sends.
+type copying struct {
+	Config json.RawMessage `json:"config"`
+	State  json.RawMessage `json:"state"`
+
+	sub  *nats.Subscription
+	held [][]byte // chunks that have come and were not asked for
+}
+
+// begin has the server send a snapshot, and waits until it is under way. The consumers
+// come first, and a cluster's server gives up when it cannot hear of one: readers come
+// and go, so it is asked again.
+func begin(ctx context.Context, nc *nats.Conn, name string) (*copying, error) {
+	for first := time.Now(); ; {
+		c, err := ask(ctx, nc, name)
+		if err != nil {
+			return nil, err
+		}
+		for err == nil && len(c.held) < 2 { // of which one may hold but consumers
+			var chunk []byte
+			chunk, err = c.receive(ctx)
+			c.held = append(c.held, chunk)
+			if len(chunk) == 0 {
+				break
+			}
+		}
+		if err == nil {
+			return c, nil
+		}
+		c.end()
+		if _, ok := errors.AsType[*gaveUpError](err); !ok || time.Since(first) > beginWithin {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func ask(ctx context.Context, nc *nats.Conn, name string) (*copying, error) {
 	inbox := nc.NewRespInbox()
 	sub, err := nc.SubscribeSync(inbox)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = sub.Unsubscribe() }()
-	if err := sub.SetPendingLimits(-1, -1); err != nil { // the server sends a window of 8 MiB
-		return nil, err
+	c := &copying{sub: sub}
+	err = sub.SetPendingLimits(-1, -1) // the server sends a window of 8 MiB
+	if err == nil {
+		// The server checks every message against its hash before it begins.
+		err = call(ctx, nc, "STREAM.SNAPSHOT."+name, map[string]any{"deliver_subject": inbox, "jsck": true, "chunk_size": chunk}, c)
 	}
-	s := &Stream{Name: name, Member: "streams/" + name + ".snapshot"}
-	var begun struct {
-		Config json.RawMessage `json:"config"`
-		State  json.RawMessage `json:"state"`
-	}
-	// The server checks every message against its hash before it begins.
-	err = call(ctx, nc, "STREAM.SNAPSHOT."+name, map[string]any{"deliver_subject": inbox, "jsck": true, "chunk_size": chunk}, &begun)
 	if err != nil {
+		c.end()
 		return nil, err
 	}
-	s.Config, s.State = begun.Config, begun.State
-	s.Bytes, s.SHA256, err = a.add(s.Member, func(w io.Writer) error {
-		for {
-			wait, cancel := context.WithTimeout(ctx, silence)
-			m, err := sub.NextMsgWithContext(wait)
-			cancel()
-			if err != nil {
-				return fmt.Errorf("the server stopped sending: %w", err)
-			}
-			if status := m.Header.Get("Status"); status != "" && status != "204" {
-				return fmt.Errorf("the server says %s %s", status, m.Header.Get("Description"))
-			}
-			if len(m.Data) == 0 {
-				return nil
-			}
-			if _, err := w.Write(m.Data); err != nil {
-				return err
-			}
-			if m.Reply != "" {
-				if err := m.Respond(nil); err != nil {
-					return err
-				}
-			}
-		}
-	})
-	return s, err
+	return c, nil
+}
+
+func (c *copying) end() { _ = c.sub.Unsubscribe() }
+
+// gaveUpError is the server's word that it does not go on.
+type gaveUpError struct{ status, why string }
+
+func (e *gaveUpError) Error() string { return fmt.Sprintf("the server says %s %s", e.status, e.why) }
+
+// next is the next chunk; empty: there are no more.
+func (c *copying) next(ctx context.Context) ([]byte, error) {
+	if len(c.held) > 0 {
+		first := c.held[0]
+		c.held = c.held[1:]
+		return first, nil
+	}
+	return c.receive(ctx)
+}
+
+func (c *copying) receive(ctx context.Context) ([]byte, error) {
+	wait, cancel := context.WithTimeout(ctx, silence)
+	defer cancel()
+	m, err := c.sub.NextMsgWithContext(wait)
+	if err != nil {
+		return nil, fmt.Errorf("the server stopped sending: %w", err)
+	}
+	if status := m.Header.Get("Status"); status != "" && status != "204" {
+		return nil, &gaveUpError{status, m.Header.Get("Description")}
+	}
+	if len(m.Data) > 0 && m.Reply != "" {
+		return m.Data, m.Respond(nil)
+	}
+	return m.Data, nil
 }
 
 // restoreStream makes a stream of a snapshot. label is added to its metadata.
@@ -207,11 +274,21 @@ func restoreStream(ctx context.Context, nc *nats.Conn, s *Stream, r io.Reader, r
 	send := func(b []byte, within time.Duration) ([]byte, error) {
 		ctx, cancel := context.WithTimeout(ctx, within)
 		defer cancel()
-		m, err := nc.RequestWithContext(ctx, begun.DeliverSubject, b)
-		if err != nil {
-			return nil, fmt.Errorf("the server stopped answering: %w", err)
+		for first := time.Now(); ; {
+			m, err := nc.RequestWithContext(ctx, begun.DeliverSubject, b)
+			if err == nil {
+				return m.Data, nil
+			}
+			// In a cluster the answer may be here before the other server's subscription
+			// is: nobody got the chunk, and it may be sent again.
+			if !errors.Is(err, nats.ErrNoResponders) || time.Since(first) > interest {
+				return nil, fmt.Errorf("the server stopped answering: %w", err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(10 * time.Millisecond):
+			}
 		}
-		return m.Data, nil
 	}
 	buf := make([]byte, chunk)
 	for {

@@ -35,6 +35,11 @@ type Commands struct {
 	Ring   *keyring.Ring
 	Now    func() time.Time
 	Random io.Reader
+
+	// Appended, where it is set, is called with every batch that was stored: the
+	// sequence of its first fact, when it was given to the server and when that had
+	// acknowledged it. It MUST NOT block.
+	Appended func(first uint64, batch []ledger.Expect, began, acknowledged time.Time)
 }
 
 // Request says who asks, how, and under which idempotency key.
@@ -91,7 +96,7 @@ func (c *Commands) execute(ctx context.Context, q Request, action domain.Action,
 	floor := map[string]uint64{}
 	for {
 		now := c.now()
-		if done, err := c.replay(command, now); done != nil || err != nil {
+		if done, err := c.replay(ctx, command, now); done != nil || err != nil {
 			return *or(done, &Result{}), err
 		}
 		if err := q.Authority.Require(action); err != nil {
@@ -101,6 +106,16 @@ func (c *Commands) execute(ctx context.Context, q Request, action domain.Action,
 		if q.IfMatch != nil && state.Key != nil && *q.IfMatch != uint64(state.Key.Version) {
 			return Result{}, &domain.Refusal{Kind: domain.Stale, Code: "VERSION_MISMATCH",
 				Detail: fmt.Sprintf("The key is at version %d, not %d: read it again and decide anew.", state.Key.Version, *q.IfMatch)}
+		}
+		if q.IfMatch != nil && action == domain.Configure {
+			version := 0
+			if state.Keyspace != nil {
+				version = state.Keyspace.DocumentVersion
+			}
+			if *q.IfMatch != uint64(version) {
+				return Result{}, &domain.Refusal{Kind: domain.Stale, Code: "VERSION_MISMATCH",
+					Detail: fmt.Sprintf("The document is at version %d, not %d: read it again and decide anew.", version, *q.IfMatch)}
+			}
 		}
 		cmd, err := p(state, now)
 		if err != nil {
@@ -117,7 +132,11 @@ func (c *Commands) execute(ctx context.Context, q Request, action domain.Action,
 			return Result{Key: state.Key, Sequence: c.Ring.Sequence(), At: now}, nil
 		}
 		batch := envelopes(q, about, command, state, expect, floor, facts, now)
+		began := time.Now()
 		first, err := c.Ledger.AppendBatch(ctx, batch)
+		if err == nil && c.Appended != nil {
+			c.Appended(first, batch, began, time.Now())
+		}
 		if errors.Is(err, ledger.ErrConflict) {
 			if err := c.catchUp(ctx, batch, floor); err != nil {
 				return Result{}, err
@@ -147,7 +166,7 @@ func or[T any](v, otherwise *T) *T {
 }
 
 // replay answers a command whose idempotency key took effect before.
-func (c *Commands) replay(command string, now time.Time) (*Result, error) {
+func (c *Commands) replay(ctx context.Context, command string, now time.Time) (*Result, error) {
 	which, what, ok := domain.SplitCommandID(command)
 	if !ok {
 		return nil, nil
@@ -159,6 +178,18 @@ func (c *Commands) replay(command string, now time.Time) (*Result, error) {
 	if done.What != what {
 		return nil, &domain.Refusal{Kind: domain.Conflict, Code: "IDEMPOTENCY_KEY_REUSED",
 			Detail: "This Idempotency-Key was used for another command in the last 24 hours: take a new one."}
+	}
+	// The keyring may be in the midst of the command's facts. They were stored together,
+	// so that all of them lie at or before the head.
+	head, err := c.Ledger.Head(ctx, events.Ledger)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Ring.Wait(ctx, head); err != nil {
+		return nil, err
+	}
+	if last, ok := c.Ring.Done(which, now); ok {
+		done = last
 	}
 	return &Result{Key: c.Ring.Key(done.Key), Replayed: true, Sequence: done.Sequence, At: now}, nil
 }

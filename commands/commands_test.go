@@ -137,6 +137,48 @@ func TestIdempotency(t *testing.T) {
 	}
 }
 
+// A process that has applied the first fact of a create, which takes the place under the
+// cap, is asked for that create again before it has applied the second.
+func TestReplayAmidTheFacts(t *testing.T) {
+	n := testenv.NATS(t)
+	first := stack(t, testenv.Conn(t, n), 1)
+	prepare(t, first)
+	made, err := create(t, first, "the-one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(made.Facts) != 2 {
+		t.Fatalf("The create made %d facts, want two: the plan has no cap.", len(made.Facts))
+	}
+	slow := &commands.Commands{Ledger: first.Ledger, Ring: keyring.New()}
+	var rest []events.Record
+	for rec, err := range first.Ledger.Read(t.Context(), events.Ledger, 1, made.Sequence) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rec.Sequence < made.Sequence {
+			slow.Ring.Apply(rec)
+		} else {
+			rest = append(rest, rec)
+		}
+	}
+	early, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if r, err := slow.CreateKey(early, request("the-one"), "parcelbird", "acme", domain.CreateKey{Name: "CI"}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Amid its facts the repeated create answered %+v and %v, want no answer yet.", r, err)
+	}
+	for _, rec := range rest {
+		slow.Ring.Apply(rec)
+	}
+	r, err := create(t, slow, "the-one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Key == nil || r.Key.ID != made.Key.ID || !r.Replayed || r.Secret != "" {
+		t.Errorf("The repeated create answered %+v, want the key %s without its secret.", r, made.Key.ID)
+	}
+}
+
 // What a fold does not know, because nothing on the subject ever held, must
 // not stop commands for ever.
 func TestAVoidFactOnAFreshSubject(t *testing.T) {

@@ -22,7 +22,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -30,6 +29,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/keyledger/keyledger/backup"
+	"github.com/keyledger/keyledger/commands/claims"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
@@ -98,25 +98,32 @@ func TestSecrets(t *testing.T) {
 }
 
 // cluster starts the three nodes from nats.conf, each on free loopback ports, and
-// returns where clients connect.
-func cluster(t *testing.T, secrets string) (urls string, nodes []*server.Server) {
+// returns where clients connect, and what puts another subscribers.conf in place.
+func cluster(t *testing.T, secrets string) (urls string, nodes []*server.Server, subscribe func(config string)) {
 	t.Helper()
 	etc := t.TempDir()
-	for _, f := range []struct{ name, text string }{{"nats.conf", read(t, "nats", "nats.conf")}, {"passwords.conf", read(t, secrets, "nats_passwords.conf")}} {
-		if err := os.WriteFile(filepath.Join(etc, f.name), []byte(f.text), 0o600); err != nil {
+	put := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(etc, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	put("nats.conf", read(t, "nats", "nats.conf"))
+	put("passwords.conf", read(t, secrets, "nats_passwords.conf"))
+	put("subscribers.conf", read(t, "nats", "subscribers.conf"))
+	configured := func(name string) *server.Options {
+		t.Setenv("SERVER_NAME", name)
+		o, err := server.ProcessConfigFile(filepath.Join(etc, "nats.conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
 	}
 	var all []*server.Options
 	var clients []string
 	routes := map[string]string{} // by host in the file
 	for i := range 3 {
 		name := fmt.Sprintf("nats-%d", i+1)
-		t.Setenv("SERVER_NAME", name)
-		o, err := server.ProcessConfigFile(filepath.Join(etc, "nats.conf"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		o := configured(name)
 		if !o.JetStream || !o.SyncAlways || o.JetStreamDomain != "keyledger" || o.ServerName != name || o.Cluster.Name != "keyledger" || len(o.Routes) != 3 || o.HTTPPort != 8222 {
 			t.Errorf("node %s: JetStream %v, sync always %v, domain %q, name %q, cluster %q, %d routes, monitoring on %d",
 				name, o.JetStream, o.SyncAlways, o.JetStreamDomain, o.ServerName, o.Cluster.Name, len(o.Routes), o.HTTPPort)
@@ -137,13 +144,26 @@ func cluster(t *testing.T, secrets string) (urls string, nodes []*server.Server)
 			}
 			o.Routes[i] = &url.URL{Scheme: r.Scheme, User: r.User, Host: to}
 		}
-		s, err := server.NewServer(o)
+		started := o.Clone()
+		s, err := server.NewServer(started)
 		if err != nil {
 			t.Fatal(err)
 		}
 		s.Start()
 		t.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
 		nodes = append(nodes, s)
+	}
+	subscribe = func(config string) {
+		put("subscribers.conf", config)
+		for i, s := range nodes {
+			for range 2 { // as the file says
+				o, again := all[i].Clone(), configured(all[i].ServerName)
+				o.Accounts, o.Users, o.Nkeys = again.Accounts, again.Users, again.Nkeys
+				if err := s.ReloadOptions(o); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 	}
 	// Nothing signals an election.
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
@@ -163,7 +183,7 @@ func cluster(t *testing.T, secrets string) (urls string, nodes []*server.Server)
 			t.Fatalf("after a minute the cluster has %d leaders, and %d of 3 nodes follow", leaders, current)
 		}
 	}
-	return strings.Join(clients, ","), nodes
+	return strings.Join(clients, ","), nodes, subscribe
 }
 
 func port(t *testing.T) int {
@@ -217,7 +237,7 @@ func denied(t *testing.T, urls, user, password, subject string) bool {
 // changing history behind its back.
 func TestCluster(t *testing.T) {
 	dir := secrets(t)
-	urls, nodes := cluster(t, dir)
+	urls, nodes, _ := cluster(t, dir)
 	user := func(file string) (string, string) {
 		name, password, ok := strings.Cut(strings.TrimSpace(read(t, dir, file)), ":")
 		if !ok {
@@ -446,44 +466,10 @@ func TestCluster(t *testing.T) {
 	}
 	asked.Close()
 
-	// A subscriber: the durable consumer that an operator makes, and live.
-	admin, err := jetstream.New(connect(t, urls, "admin", password("ADMIN_PASSWORD")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := admin.CreateConsumer(ctx, events.Feed, jetstream.ConsumerConfig{Durable: "revocations", FilterSubject: "feed.key.revoked.>", AckPolicy: jetstream.AckExplicitPolicy}); err != nil {
-		t.Fatal(err)
-	}
-	subscriber := connect(t, urls, "subscriber", password("SUBSCRIBER_PASSWORD"), nats.CustomInboxPrefix("_INBOX_subscriber"))
-	live, err := subscriber.SubscribeSync("live.key.revoked.>")
-	if err != nil || subscriber.Flush() != nil {
-		t.Fatal(err)
-	}
-	sjs, err := jetstream.New(subscriber)
-	if err != nil {
-		t.Fatal(err)
-	}
 	feed := connect(t, urls, service, servicePassword)
 	fjs, err := jetstream.New(feed)
 	if err != nil {
 		t.Fatal(err)
-	}
-	if _, err := fjs.Publish(ctx, "feed.key.revoked.parcelbird.org_1.key_1", []byte("{}")); err != nil {
-		t.Fatal(err)
-	}
-	if m, err := live.NextMsgWithContext(ctx); err != nil || m.Subject != "live.key.revoked.parcelbird.org_1.key_1" {
-		t.Errorf("live: %v, %v", m, err)
-	}
-	durable, err := sjs.Consumer(ctx, events.Feed, "revocations")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := durable.Next(jetstream.FetchMaxWait(20 * time.Second))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := m.DoubleAck(ctx); err != nil {
-		t.Errorf("a subscriber's acknowledgement: %v", err)
 	}
 
 	// Verifiers tell each other what they admitted; nobody else may.
@@ -502,15 +488,17 @@ func TestCluster(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 
+	handsOver(t, connect(t, urls, service, servicePassword))
+
 	// What nobody of them may.
 	snapshots := func(name, subject string) bool {
 		return name == backupUser && strings.HasPrefix(subject, "$JS.API.STREAM.SNAPSHOT.")
 	}
 	may := []string{"$JS.API.STREAM.PURGE." + events.Usage, "$JS.API.STREAM.MSG.DELETE.KV_" + seal.Bucket} // of the service alone
-	passwords := map[string]string{service: servicePassword, gateway: gatewayPassword, verifier: verifierPassword, "subscriber": password("SUBSCRIBER_PASSWORD"), backupUser: backupPassword}
+	passwords := map[string]string{service: servicePassword, gateway: gatewayPassword, verifier: verifierPassword, backupUser: backupPassword}
 	for name, password := range passwords {
 		subjects := []string{"$JS.API.STREAM.CREATE.OTHER", "$JS.API.SERVER.REMOVE", "$JS.API.ACCOUNT.PURGE.KEYLEDGER"}
-		for _, stream := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ, "KV_" + seal.Bucket, "KV_" + merkle.Bucket} {
+		for _, stream := range []string{events.Ledger, events.Usage, events.Feed, events.Ops, events.DLQ, "KV_" + seal.Bucket, "KV_" + merkle.Bucket, "KV_" + claims.Bucket} {
 			for _, verb := range []string{"STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE", "STREAM.RESTORE", "STREAM.SNAPSHOT"} {
 				subject := "$JS.API." + verb + "." + stream
 				if !snapshots(name, subject) && (name != service || !slices.Contains(may, subject)) {
@@ -522,16 +510,12 @@ func TestCluster(t *testing.T) {
 			}
 		}
 		if name != service {
-			subjects = append(subjects, "$KV."+merkle.Bucket+".key", "$KV."+merkle.Bucket+".checkpoint.ledger")
+			subjects = append(subjects, "$KV."+claims.Bucket+".key.key_1", "$KV."+merkle.Bucket+".key", "$KV."+merkle.Bucket+".checkpoint.ledger")
 			subjects = append(subjects, "ledger.parcelbird.org_1.key_1", "feed.key.revoked.parcelbird.org_1.key_1", "dlq.feed")
 		}
 		if name == verifier {
 			subjects = append(subjects, "ops.parcelbird._._", "ops.parcelbird.org_1.key_1", "$JS.API.CONSUMER.CREATE.FEED.x", "$JS.API.CONSUMER.CREATE.OPS.x", "$JS.API.CONSUMER.CREATE.OPS.x.ops.parcelbird.>",
 				"$JS.API.CONSUMER.CREATE.DLQ.x", "$JS.API.STREAM.MSG.GET.FEED", "$JS.API.STREAM.MSG.GET.OPS", "$JS.API.STREAM.MSG.GET.DLQ", "$JS.API.DIRECT.GET.OPS")
-		}
-		if name == "subscriber" {
-			subjects = append(subjects, "limits.counts.n", "limits.ask.n", "usage.parcelbird.n", "ops.parcelbird._._", "$KV."+seal.Bucket+".x",
-				"$JS.API.CONSUMER.CREATE.LEDGER.x", "$JS.API.CONSUMER.CREATE.FEED.x", "$JS.API.CONSUMER.MSG.NEXT.LEDGER.x", "$JS.API.DIRECT.GET.LEDGER")
 		}
 		for _, subject := range subjects {
 			if !denied(t, urls, name, password, subject) {
@@ -539,7 +523,7 @@ func TestCluster(t *testing.T) {
 			}
 		}
 	}
-	for _, subject := range []string{"$KV." + seal.Bucket + ".x", "usage.parcelbird.n", "ops.parcelbird._._", "limits.counts.n"} {
+	for _, subject := range []string{"$KV." + seal.Bucket + ".x", "usage.parcelbird.n", "ops.parcelbird._._", "limits.counts.n", "keyledger.verifiers.n"} {
 		if !denied(t, urls, backupUser, backupPassword, subject) {
 			t.Errorf("%s may publish %s", backupUser, subject)
 		}
@@ -645,109 +629,22 @@ func TestCompose(t *testing.T) {
 	}
 }
 
-// The role and every query of the dashboard work on a database that the service
-// has migrated, with the rights that Grafana has.
-func TestDashboard(t *testing.T) {
-	ctx := t.Context()
-	pool, err := pgxpool.New(ctx, testenv.Postgres(t))
+// handsOver has the service keep a secret for somebody, and take it out again.
+func handsOver(t *testing.T, nc *nats.Conn) {
+	t.Helper()
+	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer pool.Close()
-	if _, err := migrations.Up(ctx, pool); err != nil {
-		t.Fatal(err)
-	}
-	// What reader.sh does, but given up again: roles belong to the whole server.
-	tx, err := pool.Begin(ctx)
+	kv, err := claims.OpenBucket(t.Context(), js, 3)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tx.Rollback(context.WithoutCancel(ctx))
-	script := read(t, "postgres", "reader.sh")
-	_, sql, ok := strings.Cut(script, "<<'END'\n")
-	sql, _, ended := strings.Cut(sql, "END\n")
-	if !ok || !ended {
-		t.Fatal("reader.sh holds no SQL between END and END")
-	}
-	sql = strings.ReplaceAll(strings.Replace(sql, "create role keyledger_reader nologin;\n", "", 1), ":'password'", "'x'")
-	if _, err := tx.Exec(ctx, sql); err != nil {
-		t.Fatalf("reader.sh: %v", err)
-	}
-	if _, err := tx.Exec(ctx, "set local role grafana"); err != nil {
-		t.Fatal(err)
-	}
-
-	var dashboard struct {
-		UID        string
-		Templating struct {
-			List []struct {
-				Query      string
-				Datasource struct{ UID string }
-			}
-		}
-		Panels []struct {
-			Title   string
-			Targets []struct {
-				RawSQL     string
-				Datasource struct{ UID string }
-			}
-		}
-	}
-	if err := json.Unmarshal([]byte(read(t, "grafana", "dashboards", "keyledger.json")), &dashboard); err != nil {
-		t.Fatal(err)
-	}
-	var sources struct{ Datasources []struct{ UID, User string } }
-	if err := yaml.Unmarshal([]byte(read(t, "grafana", "provisioning", "datasources", "keyledger.yaml")), &sources); err != nil {
-		t.Fatal(err)
-	}
-	if len(sources.Datasources) != 1 || sources.Datasources[0].User != "grafana" {
-		t.Fatalf("data sources %+v", sources)
-	}
-	try := func(title, uid, sql string) {
-		t.Helper()
-		if uid != sources.Datasources[0].UID {
-			t.Errorf("%s: data source %q is not provisioned", title, uid)
-		}
-		// As Grafana expands them.
-		sql = regexp.MustCompile(`\$__timeFilter\(([a-z.]+)\)`).ReplaceAllString(sql, "$1 between '2026-01-01T00:00:00Z' and '2026-01-02T00:00:00Z'")
-		sql = strings.ReplaceAll(sql, "$keyspace", "'parcelbird','other'")
-		if strings.Contains(sql, "$") {
-			t.Errorf("%s: not expanded: %s", title, sql)
-		}
-		if err := attempt(ctx, tx, sql); err != nil {
-			t.Errorf("%s: %v\n%s", title, err, sql)
-		}
-	}
-	for _, v := range dashboard.Templating.List {
-		try("variable", v.Datasource.UID, v.Query)
-	}
-	if len(dashboard.Panels) < 5 {
-		t.Errorf("%d panels", len(dashboard.Panels))
-	}
-	for _, p := range dashboard.Panels {
-		for _, target := range p.Targets {
-			try(p.Title, target.Datasource.UID, target.RawSQL)
-		}
-	}
-	// Grafana's user reads the views and nothing else.
-	for _, sql := range []string{"select * from keyledger.keys_v1", "select * from keyledger.ledger_v1", "delete from analytics.keys"} {
-		if attempt(ctx, tx, sql) == nil {
-			t.Errorf("Grafana's user may %s", sql)
-		}
-	}
-}
-
-// attempt leaves tx usable where sql fails.
-func attempt(ctx context.Context, tx pgx.Tx, sql string) error {
-	inner, err := tx.Begin(ctx)
+	at, err := kv.Create(t.Context(), "secret.x", []byte("sealed"), jetstream.KeyTTL(time.Hour))
 	if err != nil {
-		return err
+		t.Fatal(err)
 	}
-	defer inner.Rollback(ctx)
-	rows, err := inner.Query(ctx, sql)
-	if err != nil {
-		return err
+	if err := kv.Purge(t.Context(), "secret.x", jetstream.LastRevision(at), jetstream.PurgeTTL(time.Minute)); err != nil {
+		t.Fatal(err)
 	}
-	_, err = pgx.CollectRows(rows, pgx.RowToMap)
-	return err
 }

@@ -94,11 +94,15 @@ type proxy struct {
 	name, keyspace, url string
 }
 
-// render reads a configuration of this directory and puts the test's values in place
-// of the ones it is shipped with, all of which must be there.
-func render(t *testing.T, path string, values map[string]string) string {
+// snippet is a configuration of this directory as the console shows it for a
+// keyspace, with the test's values in place of what it leaves as it is shipped, all
+// of which must be there.
+func snippet(t *testing.T, path string, v Values, values map[string]string) string {
 	t.Helper()
-	text := read(t, path)
+	text, err := Snippet(path, v)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, old := range slices.Sorted(maps.Keys(values)) {
 		if !strings.Contains(text, old) {
 			t.Fatalf("%s does not hold %q any more", path, old)
@@ -106,6 +110,12 @@ func render(t *testing.T, path string, values map[string]string) string {
 		text = strings.ReplaceAll(text, old, values[old])
 	}
 	return text
+}
+
+// values are those of a keyspace of this stage.
+func (s *stage) values(keyspace string) Values {
+	c := s.Verifier.Keyspace(keyspace).Document.Credential
+	return Values{Keyspace: keyspace, Header: c.Header, Scheme: c.Scheme, Service: host(s.server), URL: s.server.URL, Upstream: host(s.upstream)}
 }
 
 func host(server *httptest.Server) string { return strings.TrimPrefix(server.URL, "http://") }
@@ -127,9 +137,8 @@ func (s *stage) nginx(keyspace string) proxy {
 	}
 	address := fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(s.t))
 	token := file("token.conf", "proxy_set_header X-Authz-Token "+authzToken+";\n")
-	conf := file("keyledger.conf", render(s.t, "nginx/keyledger.conf", map[string]string{
-		"127.0.0.1:7070": host(s.server), "127.0.0.1:8080": host(s.upstream), "listen 8000;": "listen " + address + ";",
-		"parcelbird": keyspace, "/etc/nginx/keyledger-token.conf": token,
+	conf := file("keyledger.conf", snippet(s.t, Nginx, s.values(keyspace), map[string]string{
+		"listen 8000;": "listen " + address + ";", "/etc/nginx/keyledger-token.conf": token,
 	}))
 	user := ""
 	if os.Geteuid() == 0 {
@@ -152,9 +161,7 @@ func (s *stage) caddy(keyspace string) proxy {
 	binary := testenv.Caddy(s.t)
 	address := fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(s.t))
 	conf := filepath.Join(s.t.TempDir(), "Caddyfile")
-	text := "{\n\tadmin off\n\tpersist_config off\n}\n" + render(s.t, "caddy/Caddyfile", map[string]string{
-		"127.0.0.1:7070": host(s.server), "127.0.0.1:8080": host(s.upstream), ":8000 {": "http://" + address + " {\n\tbind 127.0.0.1", "parcelbird": keyspace,
-	})
+	text := "{\n\tadmin off\n\tpersist_config off\n}\n" + snippet(s.t, Caddy, s.values(keyspace), map[string]string{":8000 {": "http://" + address + " {\n\tbind 127.0.0.1"})
 	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}

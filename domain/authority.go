@@ -26,18 +26,26 @@ const (
 	AuditRead     Action = "audit.read"
 	LogRead       Action = "audit.log" // checkpoints, tiles and proofs
 	UsageRead     Action = "usage.read"
-	Verify        Action = "verify" // and reporting uses, taking limits, forward-auth
+	AlertsRead    Action = "alerts.read"
+	AlertsWrite   Action = "alerts.write" // which rules count
+	Verify        Action = "verify"       // and reporting uses, taking limits, forward-auth
 	RootKeys      Action = "root_keys"
 	Operate       Action = "operate" // status, projections
+	WebhooksRead  Action = "webhooks.read"
+	WebhooksWrite Action = "webhooks.write"
 )
+
+// Actions are all of them.
+var Actions = []Action{KeysCreate, KeysRead, KeysRotate, KeysRevoke, KeysDelete, KeysUpdate, OwnersRead, OwnersWrite,
+	KeyspacesRead, Configure, AuditRead, LogRead, UsageRead, AlertsRead, AlertsWrite, WebhooksRead, WebhooksWrite, Verify, RootKeys, Operate}
 
 // Grantable are the actions that a scope may grant.
 var Grantable = []Action{KeysCreate, KeysRotate, KeysRevoke, KeysDelete, KeysRead}
 
 var roles = map[string][]Action{
 	Verifier: {Verify},
-	Auditor:  {KeysRead, OwnersRead, KeyspacesRead, AuditRead, LogRead, UsageRead},
-	Manager:  {KeysCreate, KeysRead, KeysRotate, KeysRevoke, KeysDelete, KeysUpdate, OwnersRead, AuditRead, UsageRead},
+	Auditor:  {KeysRead, OwnersRead, KeyspacesRead, AuditRead, LogRead, UsageRead, AlertsRead, WebhooksRead},
+	Manager:  {KeysCreate, KeysRead, KeysRotate, KeysRevoke, KeysDelete, KeysUpdate, OwnersRead, KeyspacesRead, AuditRead, UsageRead, AlertsRead, AlertsWrite, WebhooksRead, WebhooksWrite},
 }
 
 // Authority is what the holder of a credential may do. The zero value may do
@@ -73,6 +81,22 @@ func AuthorityOf(k *Key, ks *Keyspace) Authority {
 		}
 	}
 	return a
+}
+
+// Person is somebody who signed in at the console by an identity provider.
+type Person struct {
+	ID    string        // opaque, the same at every sign-in
+	Role  string        // Operator, Manager or Auditor
+	Reach *events.Reach // of a manager
+}
+
+// Authority is what the role allows, as for a root key of that role. A manager
+// without a reach may do nothing.
+func (p Person) Authority() Authority {
+	if p.Role == Manager && p.Reach == nil {
+		return Authority{Actor: events.Actor{Type: "user", ID: p.ID}}
+	}
+	return Authority{Actor: events.Actor{Type: "user", ID: p.ID}, Role: p.Role, Reach: p.Reach, grant: roles[p.Role]}
 }
 
 // May says whether an action is within the authority at all.

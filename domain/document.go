@@ -164,4 +164,5 @@ type AlertRule struct {
 	Within      Duration `json:"within,omitzero"`
 	For         Duration `json:"for,omitzero"`
 	MinRequests int64    `json:"min_requests,omitempty"`
+	Off         bool     `json:"off,omitempty"` // nobody wants to hear of it
 }

@@ -76,3 +76,48 @@ func TestExplainWithLittleKnown(t *testing.T) {
 		t.Errorf("not recorded: %v, want %v", missing, want)
 	}
 }
+
+// Whoever could do something is who the verifier admits, and whoever could not is
+// told the check that it refuses with.
+func TestCouldAgreesWithJudge(t *testing.T) {
+	known := slices.IndexFunc(faults, func(f struct {
+		code  Code
+		apply func(*scene)
+	}) bool {
+		return f.code == CodeRevoked
+	})
+	rapid.Check(t, func(rt *rapid.T) {
+		s := newScene(t)
+		for i, f := range faults {
+			// A secret that was rotated away is not the key's any more.
+			if i >= known && f.code != CodeSuperseded && rapid.IntRange(0, 5).Draw(rt, string(f.code)) == 0 {
+				f.apply(s)
+			}
+		}
+		want := s.judge()
+		if got := s.k.Could(&s.req, s.key, s.owner, events.At(noon)); got != want {
+			rt.Fatalf("it could be %s, judged %s", got, want)
+		}
+		why, conditions := s.k.WhyCould(&s.req, s.key, s.owner, events.At(noon))
+		if why == "" || (want == CodeValid) != (conditions != nil) {
+			rt.Fatalf("%s, because %q, if %v", want, why, conditions)
+		}
+	})
+}
+
+// What is not told of a request is a condition.
+func TestCouldConditions(t *testing.T) {
+	s := newScene(t)
+	s.key.ExpiresAt = events.At(noon) + 1000
+	_, all := s.k.WhyCould(&Request{Scopes: s.key.Scopes[:1]}, s.key, s.owner, events.At(noon))
+	var codes []Code
+	for _, c := range all {
+		if codes = append(codes, c.Code); c.Says == "" {
+			t.Errorf("%s says nothing", c.Code)
+		}
+	}
+	want := []Code{CodeInsecureTransport, CodeWrongContentType, CodeExpired, CodeWrongEnvironment, CodeWrongOwner, CodeWrongResource, CodeOriginDenied, CodeIPDenied}
+	if !slices.Equal(codes, want) {
+		t.Errorf("conditions %v, want %v", all, want)
+	}
+}

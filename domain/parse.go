@@ -634,16 +634,19 @@ func (r *reader) console(o *object) {
 var alertFields = map[string][]string{
 	"limit_used":       {"above"},
 	"error_rate":       {"above", "over", "?min_requests"},
-	"unusual_volume":   {"above", "over"},
+	"unusual_volume":   {"above", "over", "?min_requests"},
 	"new_source_ip":    {},
 	"denied":           {"above", "over"},
 	"cost":             {"above", "over"},
 	"expiring":         {"within"},
+	"expired":          {},
 	"unused":           {"for"},
+	"previous_secret":  {"within"},
 	"rotation_overdue": {},
 }
 
 func (r *reader) alerts(n *node) {
+	off := map[string]bool{}
 	for _, n := range r.items(n) {
 		o := r.object(n)
 		when := o.required("when")
@@ -659,6 +662,13 @@ func (r *reader) alerts(n *node) {
 			}
 			continue
 		}
+		if a.Off = o.flag("off", false); a.Off {
+			fields = nil
+		}
+		if other, ok := off[a.When]; ok && (a.Off || other) {
+			r.bad(n, fmt.Sprintf("contradicts another one: %s is switched off and on", a.When), "keep one of them")
+		}
+		off[a.When] = a.Off
 		for _, field := range fields {
 			field, optional := strings.CutPrefix(field, "?")
 			n := o.get(field)
@@ -681,7 +691,7 @@ func (r *reader) alerts(n *node) {
 				a.MinRequests = r.int(n, 1, maxLimit)
 			}
 		}
-		if a.When == "rotation_overdue" && r.doc.Lifecycle.Rotation.MaxAge == 0 {
+		if a.When == "rotation_overdue" && !a.Off && r.doc.Lifecycle.Rotation.MaxAge == 0 {
 			r.bad(n, "can never be raised: no secret is overdue without lifecycle.rotation.max_age", "set max_age, or remove the alert")
 		}
 		o.done()

@@ -347,3 +347,28 @@ func dotted(path, name string) string {
 	}
 	return path + "." + clip(name)
 }
+
+// LineOf is the line, from 1, that a path of a document stands on, or what it is
+// missing in; 0 where the source cannot be read.
+func LineOf(source []byte, path string) int {
+	root, _, _ := readTree(source)
+	if root == nil {
+		return 0
+	}
+	best := root
+	var walk func(*node)
+	walk = func(n *node) {
+		within := n.path == path || n.path == "" || strings.HasPrefix(path, n.path) && strings.ContainsAny(path[len(n.path):len(n.path)+1], ".[")
+		if !within {
+			return
+		}
+		if len(n.path) >= len(best.path) {
+			best = n
+		}
+		for _, v := range n.values {
+			walk(v)
+		}
+	}
+	walk(root)
+	return best.line
+}

@@ -41,8 +41,9 @@ var decoders = map[string]map[int]func([]byte) (Payload, error){
 	"limit.taken":         {1: as[LimitTaken]},
 	"usage.gap":           {1: as[UsageGap]},
 	"audit.read":          {1: as[AuditRead]},
-	"alert.raised":        {1: as[AlertRaised]},
-	"alert.resolved":      {1: as[AlertResolved]},
+	"alert.raised":        {1: as[AlertRaised], 2: as[AlertRaised]},
+	"alert.resolved":      {1: as[AlertResolved], 2: as[AlertResolved]},
+	"alert_rules.set":     {1: as[AlertRulesSet]},
 	"usage.pruned":        {1: as[UsagePruned], 2: as[UsagePruned]},
 	"privacy.erased":      {1: as[PrivacyErased]},
 	"hold.set":            {1: as[HoldSet]},
@@ -52,6 +53,18 @@ var decoders = map[string]map[int]func([]byte) (Payload, error){
 	"root_key.reset":      {1: as[RootKeyReset]},
 	"backup.restored":     {1: as[BackupRestored]},
 	"loss.accepted":       {1: as[LossAccepted]},
+	"revocation.measured": {1: as[RevocationMeasured]},
+	"subscriber.added":    {1: as[SubscriberAdded]},
+	"subscriber.removed":  {1: as[SubscriberRemoved]},
+	"claim.made":          {1: as[ClaimMade]},
+	"claim.opened":        {1: as[ClaimOpened]},
+	"claim.withdrawn":     {1: as[ClaimWithdrawn]},
+
+	"webhook.registered":     {1: as[WebhookRegistered]},
+	"webhook.removed":        {1: as[WebhookRemoved]},
+	"webhook.secret_rotated": {1: as[WebhookSecretRotated]},
+	"webhook.disabled":       {1: as[WebhookDisabled]},
+	"webhook.enabled":        {1: as[WebhookEnabled]},
 }
 
 func as[T Payload](b []byte) (Payload, error) {

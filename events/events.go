@@ -52,7 +52,7 @@ type Envelope struct {
 
 // Actor is who caused a fact: an opaque id, never a person's name.
 type Actor struct {
-	Type string `json:"type"` // root_key, key, system
+	Type string `json:"type"` // root_key, key, claim, system
 	ID   string `json:"id"`
 }
 
@@ -64,6 +64,7 @@ type Record struct {
 	Subject  string
 	Body     []byte // exactly as stored; MUST NOT be changed
 	Event    Envelope
+	Ledger   uint64 // of a fact read from FEED: its sequence in LEDGER; else 0
 }
 
 // Payload is the data of one type of fact, in its newest version.

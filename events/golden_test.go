@@ -55,8 +55,9 @@ var samples = []events.Payload{
 	events.LimitTaken{Node: "node_1", Fold: fold},
 	events.UsageGap{Count: 4, Reason: "the event store was away and memory was full", From: moment - 5000, To: moment, Node: "node_1"},
 	events.AuditRead{What: "events", Filter: map[string]string{"key": "key_019b-1"}, Count: 20},
-	events.AlertRaised{Alert: "alr_1", When: "error_rate", Value: 0.07, Threshold: 0.05, Detail: "7 of 100 calls failed"},
-	events.AlertResolved{Alert: "alr_1", When: "error_rate"},
+	events.AlertRaised{Alert: "alr_1", When: "error_rate", Rule: "error_rate above 0.05 over 5m", From: "document", Value: 0.07, Threshold: 0.05, Detail: "7 of 100 calls failed", SourceIP: sealed},
+	events.AlertResolved{Alert: "alr_1", When: "error_rate", Rule: "error_rate above 0.05 over 5m", Value: 0.01, Reason: "quiet"},
+	events.AlertRulesSet{Resource: "depot_2", Rules: json.RawMessage(`[{"when":"denied","above":10,"over":"10m"}]`)},
 	events.UsagePruned{Stream: "USAGE", Through: 1000, Before: moment - 7776000000, TreeSize: 1000, RootHash: "q83vEjRWeJCrze8SNFZ4kA==", Frontier: []string{"q83vEjRWeJCrze8SNFZ4kA=="}, Reason: "retention of 90 days"},
 	events.PrivacyErased{DataKeys: []string{"parcelbird.org_1.2026-01"}, Reason: "request of the owner"},
 	events.HoldSet{Active: true, Reason: "litigation"},
@@ -69,6 +70,21 @@ var samples = []events.Payload{
 		Backup: moment - 5000, Missing: []events.StreamRange{{Stream: "LEDGER", From: 18, To: 20}}, Since: moment, Facts: 3, Count: 1, Returned: []string{"key_019b-1"},
 		Revoked: 1, Unknown: 2, NewLog: true, Export: "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", Reason: "the disk was lost",
 	},
+	events.WebhookRegistered{Webhook: "whk_1", URL: "https://example.com/hook?a=1&b=2", Types: []string{"key.revoked", "alert.*"}, Keys: []string{"key_019b-1"}, Description: "the <console>", Secret: []byte{0xde, 0xad, 0xbe, 0xef}, After: 17},
+	events.WebhookRemoved{Webhook: "whk_1"},
+	events.WebhookSecretRotated{Webhook: "whk_1", Secret: []byte{0xde, 0xad}, GraceUntil: moment + 86400000},
+	events.WebhookDisabled{Webhook: "whk_1", Reason: "it answered 410 Gone"},
+	events.WebhookEnabled{Webhook: "whk_1"},
+	events.RevocationMeasured{
+		Sequence: 17, Fact: "key.revoked", Decided: moment, Node: "node_1", Basis: "acknowledged", AppendUS: 1850,
+		Stopped:     []events.VerifierStopped{{Node: "node_1", DelayUS: 310, ClockUS: new(int64(-120))}, {Node: "node_2", DelayUS: 1240}},
+		Unconfirmed: []events.VerifierUnconfirmed{{Node: "node_3", StaleMS: 300000}}, WaitedMS: 60000,
+	},
+	events.SubscriberAdded{Name: "billing", PublicKey: "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4", After: 17},
+	events.SubscriberRemoved{Name: "billing"},
+	events.ClaimMade{Claim: "clm_019b-1", Until: moment + 259200000},
+	events.ClaimOpened{Claim: "clm_019b-1", SourceIP: sealed},
+	events.ClaimWithdrawn{Claim: "clm_019b-1"},
 }
 
 func sample(data events.Payload) events.Envelope {
@@ -148,6 +164,19 @@ func TestRaised(t *testing.T) {
 	}
 	if _, err := events.Encode(e); err != nil {
 		t.Error(err)
+	}
+	for file, want := range map[string]events.Payload{
+		"alert.raised.v1.json":   events.AlertRaised{Alert: "alr_1", When: "error_rate", Value: 0.07, Threshold: 0.05, Detail: "7 of 100 calls failed"},
+		"alert.resolved.v1.json": events.AlertResolved{Alert: "alr_1", When: "error_rate"},
+	} {
+		body, err := os.ReadFile(filepath.Join("testdata", "golden", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := events.Decode(bytes.TrimSuffix(body, []byte("\n")))
+		if diff := cmp.Diff(sample(want), e); diff != "" || err != nil {
+			t.Error(file, err, diff)
+		}
 	}
 }
 

@@ -190,19 +190,33 @@ type AuditRead struct {
 	Count  int64             `json:"count"`
 }
 
-// AlertRaised says that an alert's condition began to hold.
+// AlertRaised says that an alert's condition began to hold for what the envelope
+// names: a key, or an owner whose keys draw from one pool.
 type AlertRaised struct {
-	Alert     string  `json:"alert"` // alr_…
+	Alert     string  `json:"alert"` // alr_…; the same when it is resolved
 	When      string  `json:"when"`
+	Rule      string  `json:"rule"` // such as "denied above 10 over 10m"; empty: version 1 did not say
+	From      string  `json:"from"` // whose rule: key, resource, owner, keyspace, document or built-in
 	Value     float64 `json:"value"`
 	Threshold float64 `json:"threshold"`
 	Detail    string  `json:"detail"`
+	SourceIP  *Sealed `json:"source_ip"` // the new address, of new_source_ip
 }
 
 // AlertResolved says that it holds no more.
 type AlertResolved struct {
-	Alert string `json:"alert"`
-	When  string `json:"when"`
+	Alert  string  `json:"alert"`
+	When   string  `json:"when"`
+	Rule   string  `json:"rule"`
+	Value  float64 `json:"value"`
+	Reason string  `json:"reason"` // quiet, over, key_ended or rule_gone; empty: version 1 did not say
+}
+
+// AlertRulesSet says which alert rules count from now on for what the envelope
+// names, in place of a more general one's of the same condition.
+type AlertRulesSet struct {
+	Resource string          `json:"resource"` // of keys of the envelope's keyspace that are bound to it; empty: no resource is meant
+	Rules    json.RawMessage `json:"rules"`    // whole, as in a keyspace document; []: the more general ones count again
 }
 
 // UsagePruned records that USAGE was purged from the front.
@@ -256,6 +270,42 @@ type SigninFailed struct {
 	Fold
 }
 
+// WebhookRegistered says that facts are sent to an endpoint from now on: those of the
+// envelope's keyspace and owner; of all where they are empty.
+type WebhookRegistered struct {
+	Webhook     string   `json:"webhook"` // whk_…
+	URL         string   `json:"url"`
+	Types       []string `json:"types"` // such as key.revoked or key.*; empty: all
+	Keys        []string `json:"keys"`  // empty: all
+	Description string   `json:"description"`
+	Secret      []byte   `json:"secret"` // of the signatures, sealed by the master key together with the address and what is sent there
+	After       uint64   `json:"after"`  // sequence of FEED after which it begins; of OPS: this fact
+}
+
+// WebhookRemoved says that nothing is sent to it any more.
+type WebhookRemoved struct {
+	Webhook string `json:"webhook"`
+}
+
+// WebhookSecretRotated says that what is sent to it is signed with another secret, and
+// until the end of the grace with the one before as well.
+type WebhookSecretRotated struct {
+	Webhook    string `json:"webhook"`
+	Secret     []byte `json:"secret"`      // sealed as that of [WebhookRegistered]
+	GraceUntil Time   `json:"grace_until"` // null: the one before ended at once
+}
+
+// WebhookDisabled says that nothing is sent to it until it is enabled.
+type WebhookDisabled struct {
+	Webhook string `json:"webhook"`
+	Reason  string `json:"reason"`
+}
+
+// WebhookEnabled says that it is sent what it has missed, and what follows.
+type WebhookEnabled struct {
+	Webhook string `json:"webhook"`
+}
+
 // RootKeyReset records that lost root keys were replaced on the machine.
 type RootKeyReset struct {
 	Key     string   `json:"key"`
@@ -288,11 +338,78 @@ type LossAccepted struct {
 	Reason   string        `json:"reason"`
 }
 
+// RevocationMeasured says how long each verifier still accepted a key, or a secret of
+// it, that a fact in LEDGER had ended. There is one for each such fact.
+type RevocationMeasured struct {
+	Sequence uint64 `json:"sequence"` // of the fact in LEDGER
+	Fact     string `json:"fact"`     // its type
+	Decided  Time   `json:"decided"`  // its time
+	Node     string `json:"node"`     // that measured
+
+	// Basis is acknowledged where the node that measured is the one that appended the
+	// fact: delays count from the moment the server acknowledged it. Otherwise it is
+	// clocks: they count from Decided, another machine's clock.
+	Basis    string `json:"basis"`
+	AppendUS int64  `json:"append_us"` // from the begin of the append to its acknowledgement; 0: not known
+
+	Stopped     []VerifierStopped     `json:"stopped"`
+	Unconfirmed []VerifierUnconfirmed `json:"unconfirmed"`
+	WaitedMS    int64                 `json:"waited_ms"` // for those that did not confirm
+}
+
+// VerifierStopped is a verifier that confirmed that it refuses.
+type VerifierStopped struct {
+	Node string `json:"node"`
+
+	// DelayUS is from the basis to the arrival of the confirmation, by one clock: the
+	// verifier had stopped by then. ClockUS is to the moment it stopped, by its own
+	// clock, against the fact's time; null: it did not tell.
+	DelayUS int64  `json:"delay_us"`
+	ClockUS *int64 `json:"clock_us"`
+}
+
+// VerifierUnconfirmed is one that did not confirm in time. If it runs on, it answers
+// STATE_TOO_STALE from StaleMS after the basis on.
+type VerifierUnconfirmed struct {
+	Node    string `json:"node"`
+	StaleMS int64  `json:"stale_ms"` // 0: not known
+}
+
 // StreamRange is a part of a stream, both ends included.
 type StreamRange struct {
 	Stream string `json:"stream"`
 	From   uint64 `json:"from"`
 	To     uint64 `json:"to"`
+}
+
+// SubscriberAdded says that another service may follow FEED over NATS from now on: all of
+// it, or what the envelope names, a keyspace or an owner in it.
+type SubscriberAdded struct {
+	Name      string `json:"name"`
+	PublicKey string `json:"public_key"` // of the NATS user, an nkey
+	After     uint64 `json:"after"`      // sequence of FEED that its consumer begins behind
+}
+
+// SubscriberRemoved says that it may no longer.
+type SubscriberRemoved struct {
+	Name string `json:"name"`
+}
+
+// ClaimMade says that a new secret of the envelope's key waits for whoever has the link.
+type ClaimMade struct {
+	Claim string `json:"claim"` // clm_…
+	Until Time   `json:"until"` // it can be opened
+}
+
+// ClaimOpened says that the secret of a claim was shown to whoever had its link, once.
+type ClaimOpened struct {
+	Claim    string  `json:"claim"`
+	SourceIP *Sealed `json:"source_ip"`
+}
+
+// ClaimWithdrawn says that a claim opens nothing any more.
+type ClaimWithdrawn struct {
+	Claim string `json:"claim"`
 }
 
 func (KeyspaceConfigured) Kind() (string, int) { return "keyspace.configured", 1 }
@@ -313,8 +430,9 @@ func (CredentialRejected) Kind() (string, int) { return "credential.rejected", 1
 func (LimitTaken) Kind() (string, int)         { return "limit.taken", 1 }
 func (UsageGap) Kind() (string, int)           { return "usage.gap", 1 }
 func (AuditRead) Kind() (string, int)          { return "audit.read", 1 }
-func (AlertRaised) Kind() (string, int)        { return "alert.raised", 1 }
-func (AlertResolved) Kind() (string, int)      { return "alert.resolved", 1 }
+func (AlertRaised) Kind() (string, int)        { return "alert.raised", 2 }
+func (AlertResolved) Kind() (string, int)      { return "alert.resolved", 2 }
+func (AlertRulesSet) Kind() (string, int)      { return "alert_rules.set", 1 }
 func (UsagePruned) Kind() (string, int)        { return "usage.pruned", 2 }
 func (PrivacyErased) Kind() (string, int)      { return "privacy.erased", 1 }
 func (HoldSet) Kind() (string, int)            { return "hold.set", 1 }
@@ -324,3 +442,15 @@ func (RootKeyReset) Kind() (string, int)       { return "root_key.reset", 1 }
 func (LogKeyRotated) Kind() (string, int)      { return "log.key_rotated", 1 }
 func (BackupRestored) Kind() (string, int)     { return "backup.restored", 1 }
 func (LossAccepted) Kind() (string, int)       { return "loss.accepted", 1 }
+func (RevocationMeasured) Kind() (string, int) { return "revocation.measured", 1 }
+func (SubscriberAdded) Kind() (string, int)    { return "subscriber.added", 1 }
+func (SubscriberRemoved) Kind() (string, int)  { return "subscriber.removed", 1 }
+func (ClaimMade) Kind() (string, int)          { return "claim.made", 1 }
+func (ClaimOpened) Kind() (string, int)        { return "claim.opened", 1 }
+func (ClaimWithdrawn) Kind() (string, int)     { return "claim.withdrawn", 1 }
+
+func (WebhookRegistered) Kind() (string, int)    { return "webhook.registered", 1 }
+func (WebhookRemoved) Kind() (string, int)       { return "webhook.removed", 1 }
+func (WebhookSecretRotated) Kind() (string, int) { return "webhook.secret_rotated", 1 }
+func (WebhookDisabled) Kind() (string, int)      { return "webhook.disabled", 1 }
+func (WebhookEnabled) Kind() (string, int)       { return "webhook.enabled", 1 }

@@ -13,9 +13,18 @@ exception
         raise notice 'role keyledger_reader is missing and this user may not create roles: create it and grant it usage on schema analytics and select on its views';
 end $$;
 
+-- Written out, because a dashboard calls it for every row: a loop takes half as long
+-- again, and SQL twice as long.
 create or replace function analytics.plus(a bigint[], b bigint[]) returns bigint[]
-language sql immutable strict parallel safe as
-$$ select array_agg(x + y order by i) from unnest(a, b) with ordinality as t(x, y, i) $$;
+language plpgsql immutable strict parallel safe as
+$$
+begin
+    return array[a[1] + b[1], a[2] + b[2], a[3] + b[3], a[4] + b[4], a[5] + b[5], a[6] + b[6], a[7] + b[7], a[8] + b[8],
+        a[9] + b[9], a[10] + b[10], a[11] + b[11], a[12] + b[12], a[13] + b[13], a[14] + b[14], a[15] + b[15], a[16] + b[16],
+        a[17] + b[17], a[18] + b[18], a[19] + b[19], a[20] + b[20], a[21] + b[21], a[22] + b[22], a[23] + b[23]];
+end
+$$;
+comment on function analytics.plus(bigint[], bigint[]) is 'Adds two latency histograms, class by class; see analytics.add_up';
 
 do $$ begin
     create aggregate analytics.add_up(bigint[]) (sfunc = analytics.plus, stype = bigint[], combinefunc = analytics.plus, parallel = safe);
@@ -25,20 +34,59 @@ comment on aggregate analytics.add_up(bigint[]) is 'Adds latency histograms up, 
 
 -- Within a class the latencies are taken as spread evenly, as in histogram_quantile.
 create or replace function analytics.percentile(p double precision, histogram bigint[]) returns double precision
-language sql immutable strict parallel safe as
+language plpgsql immutable strict parallel safe as
 $$
-    with classes as (
-        select n, lag(bound, 1, 0) over (order by i) as low, bound as high, sum(n) over (order by i) as upto, sum(n) over () as total
-        from unnest(histogram, array[1, 2, 3, 5, 7, 10, 15, 25, 40, 65, 100, 150, 250, 400, 650, 1000, 1500, 2500, 4000, 6500, 10000, 30000, 30000]) with ordinality as t(n, bound, i)
-    )
-    select low + (high - low) * (p * total - (upto - n)) / n
-    from classes
-    where n > 0 and upto >= p * total
-    order by upto
-    limit 1
+declare
+    bounds constant bigint[] := array[1, 2, 3, 5, 7, 10, 15, 25, 40, 65, 100, 150, 250, 400, 650, 1000, 1500, 2500, 4000, 6500, 10000, 30000, 30000];
+    total bigint := 0;
+    upto bigint := 0;
+    low bigint := 0;
+    n bigint;
+begin
+    foreach n in array histogram loop
+        total := total + n;
+    end loop;
+    for i in 1 .. array_length(bounds, 1) loop
+        n := histogram[i];
+        upto := upto + n;
+        if n > 0 and upto >= p * total then
+            return low + (bounds[i] - low) * (p * total - (upto - n)) / n;
+        end if;
+        low := bounds[i];
+    end loop;
+    return null;
+end
 $$;
 comment on function analytics.percentile(double precision, bigint[]) is
     'Estimates a percentile (0.95) of latency in milliseconds from a histogram. Upper bounds of the classes: 1, 2, 3, 5, 7, 10, 15, 25, 40, 65, 100, 150, 250, 400, 650, 1000, 1500, 2500, 4000, 6500, 10000, 30000, more (taken as 30000)';
+
+-- What the views of usage read: of usage_v1 as long as that is there, see migration
+-- 00008, and then of usage_v2.
+do $views$
+declare
+    figures constant text := 'keyspace, owner, key, environment, method, endpoint, status, code, requests, cost_micros, measured, latency_ms,
+        to_1, to_2, to_3, to_5, to_7, to_10, to_15, to_25, to_40, to_65, to_100, to_150,
+        to_250, to_400, to_650, to_1000, to_1500, to_2500, to_4000, to_6500, to_10000, to_30000, to_more';
+    wide constant text := 'keyspace, owner, key, environment, method, endpoint, status, code, requests, cost_micros, measured, latency_ms,
+        to_1::bigint, to_2::bigint, to_3::bigint, to_5::bigint, to_7::bigint, to_10::bigint, to_15::bigint, to_25::bigint,
+        to_40::bigint, to_65::bigint, to_100::bigint, to_150::bigint, to_250::bigint, to_400::bigint, to_650::bigint, to_1000::bigint,
+        to_1500::bigint, to_2500::bigint, to_4000::bigint, to_6500::bigint, to_10000::bigint, to_30000::bigint, to_more::bigint';
+begin
+    if to_regclass('keyledger.usage_v1') is not null then
+        execute 'create or replace view keyledger.usage_minutes as select minute, ' || figures || ' from keyledger.usage_v1';
+        execute 'create or replace view keyledger.usage_hours as select minute as hour, ' || wide || ' from keyledger.usage_v1 where false';
+        execute 'create or replace view keyledger.usage_days as select minute as day, ' || wide || ' from keyledger.usage_v1 where false';
+        create or replace view keyledger.usage_state as select timestamptz '-infinity' as folded, timestamptz '-infinity' as days_folded,
+            null::timestamptz as minutes_from, null::timestamptz as hours_from, null::timestamptz as days_from;
+        create or replace view keyledger.last_used as select * from keyledger.last_used_v1;
+    else
+        execute 'create or replace view keyledger.usage_minutes as select minute, ' || figures || ' from keyledger.usage_v2';
+        execute 'create or replace view keyledger.usage_hours as select hour, ' || figures || ' from keyledger.usage_hours_v2';
+        execute 'create or replace view keyledger.usage_days as select day, ' || figures || ' from keyledger.usage_days_v2';
+        create or replace view keyledger.usage_state as select folded, days_folded, minutes_from, hours_from, days_from from keyledger.usage_state_v2;
+        create or replace view keyledger.last_used as select * from keyledger.last_used_v2;
+    end if;
+end $views$;
 
 create or replace view analytics.keys as
 select
@@ -62,7 +110,7 @@ select
 from keyledger.keys_v1 k
 left join keyledger.owners_v1 o on o.keyspace = k.keyspace and o.id = k.owner
 left join keyledger.keyspaces_v1 s on s.id = k.keyspace
-left join keyledger.last_used_v1 l on l.key = k.id
+left join keyledger.last_used l on l.key = k.id
 where k.deleted_at is null and k.keyspace <> 'keyledger';
 comment on view analytics.keys is 'Customers'' keys that are not deleted, as they are now';
 comment on column analytics.keys.id is 'Stable id of the key';
@@ -110,7 +158,7 @@ select
         to_100::bigint, to_150::bigint, to_250::bigint, to_400::bigint, to_650::bigint,
         to_1000::bigint, to_1500::bigint, to_2500::bigint, to_4000::bigint, to_6500::bigint,
         to_10000::bigint, to_30000::bigint, to_more::bigint] as histogram
-from keyledger.usage_v1
+from keyledger.usage_minutes
 where requests <> 0; -- a row whose uses all moved to their outcomes
 comment on view analytics.usage_minute is 'Requests per minute, key, outcome and endpoint';
 comment on column analytics.usage_minute.minute is 'Start of the minute, UTC';
@@ -135,24 +183,52 @@ comment on column analytics.usage_minute.histogram is 'Measured requests per lat
 
 create or replace view analytics.usage_hour as
 select
-    date_trunc('hour', minute, 'UTC') as hour,
+    hour,
     keyspace, owner, key, environment, method, endpoint, status, code,
-    sum(requests)::bigint as requests,
-    sum(successes)::bigint as successes,
-    sum(errors)::bigint as errors,
-    sum(unknown)::bigint as unknown,
-    sum(denied)::bigint as denied,
-    sum(rate_limited)::bigint as rate_limited,
-    sum(cost_micros)::bigint as cost_micros,
-    sum(measured)::bigint as measured,
-    sum(latency_ms)::bigint as latency_ms,
-    (sum(latency_ms) / nullif(sum(measured), 0))::double precision as average_ms,
-    analytics.percentile(0.50, analytics.add_up(histogram)) as p50_ms,
-    analytics.percentile(0.95, analytics.add_up(histogram)) as p95_ms,
-    analytics.percentile(0.99, analytics.add_up(histogram)) as p99_ms,
-    analytics.add_up(histogram) as histogram
-from analytics.usage_minute
-group by 1, keyspace, owner, key, environment, method, endpoint, status, code;
+    requests,
+    case when code = 'VALID' and status between 1 and 399 then requests else 0 end as successes,
+    case when code = 'VALID' and status >= 400 then requests else 0 end as errors,
+    case when code = 'VALID' and status = 0 then requests else 0 end as unknown,
+    case when code not in ('VALID', 'RATE_LIMITED') then requests else 0 end as denied,
+    case when code = 'RATE_LIMITED' then requests else 0 end as rate_limited,
+    cost_micros,
+    measured,
+    latency_ms,
+    (latency_ms::numeric / nullif(measured, 0))::double precision as average_ms,
+    analytics.percentile(0.50, histogram) as p50_ms,
+    analytics.percentile(0.95, histogram) as p95_ms,
+    analytics.percentile(0.99, histogram) as p99_ms,
+    histogram
+from (
+    select hour, keyspace, owner, key, environment, method, endpoint, status, code, requests, cost_micros, measured, latency_ms,
+        array[to_1, to_2, to_3, to_5, to_7, to_10,
+        to_15, to_25, to_40, to_65, to_100, to_150,
+        to_250, to_400, to_650, to_1000, to_1500, to_2500,
+        to_4000, to_6500, to_10000, to_30000, to_more] as histogram
+    from keyledger.usage_hours where hour < date_trunc('hour', (select folded from keyledger.usage_state), 'UTC')
+    union all
+    select hour, keyspace, owner, key, environment, method, endpoint, status, code,
+        sum(requests)::bigint, sum(cost_micros)::bigint, sum(measured)::bigint, sum(latency_ms)::bigint,
+        array[sum(to_1)::bigint, sum(to_2)::bigint, sum(to_3)::bigint, sum(to_5)::bigint, sum(to_7)::bigint, sum(to_10)::bigint,
+        sum(to_15)::bigint, sum(to_25)::bigint, sum(to_40)::bigint, sum(to_65)::bigint, sum(to_100)::bigint, sum(to_150)::bigint,
+        sum(to_250)::bigint, sum(to_400)::bigint, sum(to_650)::bigint, sum(to_1000)::bigint, sum(to_1500)::bigint, sum(to_2500)::bigint,
+        sum(to_4000)::bigint, sum(to_6500)::bigint, sum(to_10000)::bigint, sum(to_30000)::bigint, sum(to_more)::bigint]
+    from (
+        -- The upper bound makes a range, of which the planner expects few rows.
+        select hour, keyspace, owner, key, environment, method, endpoint, status, code, requests, cost_micros, measured, latency_ms,
+            to_1, to_2, to_3, to_5, to_7, to_10, to_15, to_25, to_40, to_65, to_100, to_150,
+            to_250, to_400, to_650, to_1000, to_1500, to_2500, to_4000, to_6500, to_10000, to_30000, to_more
+        from keyledger.usage_hours where hour >= date_trunc('hour', (select folded from keyledger.usage_state), 'UTC') and hour < 'infinity'
+        union all
+        select date_trunc('hour', minute, 'UTC'), keyspace, owner, key, environment, method, endpoint, status, code, requests, cost_micros, measured, latency_ms,
+            to_1::bigint, to_2::bigint, to_3::bigint, to_5::bigint, to_7::bigint, to_10::bigint, to_15::bigint, to_25::bigint,
+            to_40::bigint, to_65::bigint, to_100::bigint, to_150::bigint, to_250::bigint, to_400::bigint, to_650::bigint, to_1000::bigint,
+            to_1500::bigint, to_2500::bigint, to_4000::bigint, to_6500::bigint, to_10000::bigint, to_30000::bigint, to_more::bigint
+        from keyledger.usage_minutes where minute >= (select folded from keyledger.usage_state) and minute < 'infinity'
+    ) running
+    group by hour, keyspace, owner, key, environment, method, endpoint, status, code
+) figures
+where requests <> 0;
 comment on view analytics.usage_hour is 'Requests per hour, key, outcome and endpoint';
 comment on column analytics.usage_hour.hour is 'Start of the hour, UTC';
 comment on column analytics.usage_hour.keyspace is 'Keyspace of the key';
@@ -180,24 +256,57 @@ comment on column analytics.usage_hour.p99_ms is '99th percentile of latency, mi
 
 create or replace view analytics.usage_day as
 select
-    date_trunc('day', minute, 'UTC') as day,
+    day,
     keyspace, owner, key, environment, method, endpoint, status, code,
-    sum(requests)::bigint as requests,
-    sum(successes)::bigint as successes,
-    sum(errors)::bigint as errors,
-    sum(unknown)::bigint as unknown,
-    sum(denied)::bigint as denied,
-    sum(rate_limited)::bigint as rate_limited,
-    sum(cost_micros)::bigint as cost_micros,
-    sum(measured)::bigint as measured,
-    sum(latency_ms)::bigint as latency_ms,
-    (sum(latency_ms) / nullif(sum(measured), 0))::double precision as average_ms,
-    analytics.percentile(0.50, analytics.add_up(histogram)) as p50_ms,
-    analytics.percentile(0.95, analytics.add_up(histogram)) as p95_ms,
-    analytics.percentile(0.99, analytics.add_up(histogram)) as p99_ms,
-    analytics.add_up(histogram) as histogram
-from analytics.usage_minute
-group by 1, keyspace, owner, key, environment, method, endpoint, status, code;
+    requests,
+    case when code = 'VALID' and status between 1 and 399 then requests else 0 end as successes,
+    case when code = 'VALID' and status >= 400 then requests else 0 end as errors,
+    case when code = 'VALID' and status = 0 then requests else 0 end as unknown,
+    case when code not in ('VALID', 'RATE_LIMITED') then requests else 0 end as denied,
+    case when code = 'RATE_LIMITED' then requests else 0 end as rate_limited,
+    cost_micros,
+    measured,
+    latency_ms,
+    (latency_ms::numeric / nullif(measured, 0))::double precision as average_ms,
+    analytics.percentile(0.50, histogram) as p50_ms,
+    analytics.percentile(0.95, histogram) as p95_ms,
+    analytics.percentile(0.99, histogram) as p99_ms,
+    histogram
+from (
+    select day, keyspace, owner, key, environment, method, endpoint, status, code, requests, cost_micros, measured, latency_ms,
+        array[to_1, to_2, to_3, to_5, to_7, to_10,
+        to_15, to_25, to_40, to_65, to_100, to_150,
+        to_250, to_400, to_650, to_1000, to_1500, to_2500,
+        to_4000, to_6500, to_10000, to_30000, to_more] as histogram
+    from keyledger.usage_days where day < date_trunc('day', (select days_folded from keyledger.usage_state), 'UTC')
+    union all
+    select day, keyspace, owner, key, environment, method, endpoint, status, code,
+        sum(requests)::bigint, sum(cost_micros)::bigint, sum(measured)::bigint, sum(latency_ms)::bigint,
+        array[sum(to_1)::bigint, sum(to_2)::bigint, sum(to_3)::bigint, sum(to_5)::bigint, sum(to_7)::bigint, sum(to_10)::bigint,
+        sum(to_15)::bigint, sum(to_25)::bigint, sum(to_40)::bigint, sum(to_65)::bigint, sum(to_100)::bigint, sum(to_150)::bigint,
+        sum(to_250)::bigint, sum(to_400)::bigint, sum(to_650)::bigint, sum(to_1000)::bigint, sum(to_1500)::bigint, sum(to_2500)::bigint,
+        sum(to_4000)::bigint, sum(to_6500)::bigint, sum(to_10000)::bigint, sum(to_30000)::bigint, sum(to_more)::bigint]
+    from (
+        -- The upper bound makes a range, of which the planner expects few rows.
+        select day, keyspace, owner, key, environment, method, endpoint, status, code, requests, cost_micros, measured, latency_ms,
+            to_1, to_2, to_3, to_5, to_7, to_10, to_15, to_25, to_40, to_65, to_100, to_150,
+            to_250, to_400, to_650, to_1000, to_1500, to_2500, to_4000, to_6500, to_10000, to_30000, to_more
+        from keyledger.usage_days where day >= date_trunc('day', (select days_folded from keyledger.usage_state), 'UTC') and day < 'infinity'
+        union all
+        select date_trunc('day', hour, 'UTC'), keyspace, owner, key, environment, method, endpoint, status, code, requests, cost_micros, measured, latency_ms,
+            to_1, to_2, to_3, to_5, to_7, to_10, to_15, to_25, to_40, to_65, to_100, to_150,
+            to_250, to_400, to_650, to_1000, to_1500, to_2500, to_4000, to_6500, to_10000, to_30000, to_more
+        from keyledger.usage_hours where hour >= (select days_folded from keyledger.usage_state) and hour < 'infinity'
+        union all
+        select date_trunc('day', minute, 'UTC'), keyspace, owner, key, environment, method, endpoint, status, code, requests, cost_micros, measured, latency_ms,
+            to_1::bigint, to_2::bigint, to_3::bigint, to_5::bigint, to_7::bigint, to_10::bigint, to_15::bigint, to_25::bigint,
+            to_40::bigint, to_65::bigint, to_100::bigint, to_150::bigint, to_250::bigint, to_400::bigint, to_650::bigint, to_1000::bigint,
+            to_1500::bigint, to_2500::bigint, to_4000::bigint, to_6500::bigint, to_10000::bigint, to_30000::bigint, to_more::bigint
+        from keyledger.usage_minutes where minute >= (select folded from keyledger.usage_state) and minute < 'infinity'
+    ) running
+    group by day, keyspace, owner, key, environment, method, endpoint, status, code
+) figures
+where requests <> 0;
 comment on view analytics.usage_day is 'Requests per day (UTC), key, outcome and endpoint';
 comment on column analytics.usage_day.day is 'Start of the day, UTC';
 comment on column analytics.usage_day.keyspace is 'Keyspace of the key';
@@ -223,11 +332,19 @@ comment on column analytics.usage_day.p50_ms is 'Median latency, milliseconds';
 comment on column analytics.usage_day.p95_ms is '95th percentile of latency, milliseconds';
 comment on column analytics.usage_day.p99_ms is '99th percentile of latency, milliseconds';
 
+create or replace view analytics.usage_kept as
+select 'minute' as resolution, minutes_from as since from keyledger.usage_state
+union all select 'hour', hours_from from keyledger.usage_state
+union all select 'day', days_from from keyledger.usage_state;
+comment on view analytics.usage_kept is 'From when on usage is kept in each resolution';
+comment on column analytics.usage_kept.resolution is 'minute, hour or day: the view it is about';
+comment on column analytics.usage_kept.since is 'Older rows were removed; null: none were';
+
 create or replace view analytics.last_used as
 select l.key, l.keyspace, l.owner, k.name, l.last_used_at as last_any_at, l.last_success_at,
     case when s.last_used = 'successful' then l.last_success_at else l.last_used_at end as last_used_at,
     l.uses, l.successes, l.last_secret, l.previous_used_at
-from keyledger.last_used_v1 l
+from keyledger.last_used l
 left join keyledger.keys_v1 k on k.id = l.key
 left join keyledger.keyspaces_v1 s on s.id = l.keyspace;
 comment on view analytics.last_used is 'The last use of every key that was ever used';
@@ -328,6 +445,93 @@ comment on column analytics.lifecycle_events.actor_type is 'Kind of actor that c
 comment on column analytics.lifecycle_events.actor_id is 'Opaque id of that actor';
 comment on column analytics.lifecycle_events.void is 'True: another fact came first, this one does not count';
 comment on column analytics.lifecycle_events.data is 'What the event says, by its type, without hashes of secrets';
+
+create or replace view analytics.acts as
+select sequence, event_id, type, time, keyspace, owner, key, actor_type, actor_id, detail, reason, count
+from keyledger.acts_v1;
+comment on view analytics.acts is 'Acts around the ledger: who read, held, erased or pruned what, and which program started where';
+comment on column analytics.acts.sequence is 'Place in OPS';
+comment on column analytics.acts.event_id is 'Id of the event';
+comment on column analytics.acts.type is 'Type, such as audit.read';
+comment on column analytics.acts.time is 'When it was done';
+comment on column analytics.acts.keyspace is 'API product it was about; empty: none alone';
+comment on column analytics.acts.owner is 'Customer it was about; empty: none alone';
+comment on column analytics.acts.key is 'Key it was about; empty: none alone';
+comment on column analytics.acts.actor_type is 'Kind of actor that did it';
+comment on column analytics.acts.actor_id is 'Opaque id of that actor';
+comment on column analytics.acts.detail is 'What: of audit.read what was read, of service.started program, version and node, of hold.set held or released';
+comment on column analytics.acts.reason is 'Why, where a reason was asked for';
+comment on column analytics.acts.count is 'How many: of audit.read events that were handed out, of privacy.erased data keys, of signin.failed attempts; 0: nothing to count';
+
+create or replace view analytics.usage_gaps as
+select time, keyspace, node, count, reason, began, ended, sequence
+from keyledger.gaps_v1;
+comment on view analytics.usage_gaps is 'Uses that verifiers could not record, as they declared them';
+comment on column analytics.usage_gaps.time is 'When it was declared';
+comment on column analytics.usage_gaps.keyspace is 'API product whose uses are missing';
+comment on column analytics.usage_gaps.node is 'Verifier that declared it';
+comment on column analytics.usage_gaps.count is 'Uses that are missing; 0: nobody knows';
+comment on column analytics.usage_gaps.reason is 'Why';
+comment on column analytics.usage_gaps.began is 'From when on uses may be missing; null: not known';
+comment on column analytics.usage_gaps.ended is 'Until when';
+comment on column analytics.usage_gaps.sequence is 'Place in USAGE';
+
+create or replace view analytics.alerts as
+select alert, keyspace, owner, key, condition, rule, rule_from, case when resolved_at is null then 'raised' else 'resolved' end as state,
+    value, threshold, detail, raised_at, resolved_at, coalesce(resolved_at, now()) - raised_at as lasted, nullif(reason, '') as resolved_because
+from keyledger.alerts_v1;
+comment on view analytics.alerts is 'Every alert that was raised';
+comment on column analytics.alerts.alert is 'Id of the alert';
+comment on column analytics.alerts.keyspace is 'API product';
+comment on column analytics.alerts.owner is 'Customer';
+comment on column analytics.alerts.key is 'Key; empty where all keys of the customer are meant';
+comment on column analytics.alerts.condition is 'What its rule watches (when), such as error_rate';
+comment on column analytics.alerts.rule is 'The rule in words';
+comment on column analytics.alerts.rule_from is 'Whose rule it was: key, resource, owner, keyspace, document or built-in';
+comment on column analytics.alerts.state is 'raised or resolved';
+comment on column analytics.alerts.value is 'What was measured when it was raised';
+comment on column analytics.alerts.threshold is 'What the rule allows';
+comment on column analytics.alerts.detail is 'The same for people';
+comment on column analytics.alerts.raised_at is 'When it was raised';
+comment on column analytics.alerts.resolved_at is 'When it was resolved; null: it was not';
+comment on column analytics.alerts.lasted is 'How long it was raised, or has been so far';
+comment on column analytics.alerts.resolved_because is 'quiet (below the lower bound for long enough), over, key_ended or rule_gone';
+
+create or replace view analytics.revocations as
+select r.sequence, r.decided_at, r.fact, r.keyspace, r.owner, r.key, r.basis, r.node as measured_by,
+    r.append_us / 1000.0 as append_ms, r.confirmed, r.unconfirmed, r.slowest_us / 1000.0 as slowest_ms, r.certain_us / 1000.0 as certain_ms
+from keyledger.revocations_v1 r;
+comment on view analytics.revocations is 'How long verifiers still accepted what was revoked, rotated away without grace, or ended before its time';
+comment on column analytics.revocations.sequence is 'Place in LEDGER of the fact that ended it';
+comment on column analytics.revocations.decided_at is 'Time of that fact';
+comment on column analytics.revocations.fact is 'Its type, such as key.revoked';
+comment on column analytics.revocations.keyspace is 'API product';
+comment on column analytics.revocations.owner is 'Customer';
+comment on column analytics.revocations.key is 'Key';
+comment on column analytics.revocations.basis is 'acknowledged: from the acknowledgement of the fact to the arrival of a verifier''s word, by one clock, an upper bound; clocks: from decided_at, by the clocks of two machines';
+comment on column analytics.revocations.measured_by is 'Node that measured';
+comment on column analytics.revocations.append_ms is 'How long the append had taken before; 0: not known';
+comment on column analytics.revocations.confirmed is 'Verifiers that said in time that they refuse';
+comment on column analytics.revocations.unconfirmed is 'Verifiers that did not';
+comment on column analytics.revocations.slowest_ms is 'Until the slowest that confirmed refused; null: none did';
+comment on column analytics.revocations.certain_ms is 'After this time every verifier refused, or answered STATE_TOO_STALE if it ran; null: not known';
+
+create or replace view analytics.revocation_verifiers as
+select r.sequence, r.decided_at, r.keyspace, r.owner, r.key, r.basis, n.node, n.delay_us is not null as confirmed,
+    n.delay_us / 1000.0 as delay_ms, n.clock_us / 1000.0 as clock_ms, n.stale_ms
+from keyledger.revocations_v1 r join keyledger.revocation_nodes_v1 n on n.measured = r.measured;
+comment on view analytics.revocation_verifiers is 'The same for each verifier';
+comment on column analytics.revocation_verifiers.sequence is 'Place in LEDGER of the fact that ended it';
+comment on column analytics.revocation_verifiers.decided_at is 'Time of that fact';
+comment on column analytics.revocation_verifiers.keyspace is 'API product';
+comment on column analytics.revocation_verifiers.owner is 'Customer';
+comment on column analytics.revocation_verifiers.key is 'Key';
+comment on column analytics.revocation_verifiers.basis is 'As in analytics.revocations';
+comment on column analytics.revocation_verifiers.node is 'Verifier';
+comment on column analytics.revocation_verifiers.confirmed is 'It said in time that it refuses';
+comment on column analytics.revocation_verifiers.delay_ms is 'It refused by then; null: it did not confirm';
+comment on column analytics.revocation_verifiers.clock_ms is 'When it stopped by its own clock, against the time of the fact; machines'' clocks differ; null: not told';
+comment on column analytics.revocation_verifiers.stale_ms is 'Of one that did not confirm: if it ran, it answered STATE_TOO_STALE after this time; 0: not known';
 
 create or replace view analytics.projection_status as
 select p.name, p.stream, p.sequence as position, h.sequence as head,

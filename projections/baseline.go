@@ -86,6 +86,9 @@ func (f *follower) keep(ctx context.Context, through uint64, progress func(done,
 			return err
 		}
 	}
+	if err := f.inherit(ctx, conn); err != nil {
+		return err
+	}
 	b.at = at
 	return b.read(ctx, through, func(batch []events.Record) error {
 		to := placeOf(batch[len(batch)-1])
@@ -130,21 +133,28 @@ func beginBaseline(ctx context.Context, conn *pgx.Conn, p Projection, sequence u
 		return place{}, err
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	at := place{sequence: sequence}
+	if err := makeBaseline(ctx, tx, p, at); err != nil {
+		return place{}, err
+	}
+	return at, tx.Commit(ctx)
+}
+
+// makeBaseline makes empty tables for what a projection has read up to a place.
+func makeBaseline(ctx context.Context, tx pgx.Tx, p Projection, at place) error {
 	for _, t := range p.Tables() {
 		statements, _, err := likeLive(ctx, tx, "keyledger_baseline", t)
 		if err != nil {
-			return place{}, err
+			return err
 		}
 		for _, s := range append([]string{`drop table if exists keyledger_baseline.` + t.Name}, statements...) {
 			if _, err := tx.Exec(ctx, s); err != nil {
-				return place{}, err
+				return err
 			}
 		}
 	}
-	if _, err := tx.Exec(ctx, `insert into keyledger.baselines (name, stream, sequence, event_id) values ($1, $2, $3, '')`, p.Name(), p.Stream(), int64(sequence)); err != nil {
-		return place{}, err
-	}
-	return place{sequence: sequence}, tx.Commit(ctx)
+	_, err := tx.Exec(ctx, `insert into keyledger.baselines (name, stream, sequence, event_id) values ($1, $2, $3, $4)`, p.Name(), p.Stream(), int64(at.sequence), at.eventID)
+	return err
 }
 
 // restoreBaseline fills the empty tables beside the live ones with the baseline, of

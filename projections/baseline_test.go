@@ -25,7 +25,7 @@ func pruned(t *testing.T, l *ledger.Ledger, through uint64) {
 
 func rebuilt(t *testing.T, r *Runner) RebuildResult {
 	t.Helper()
-	result, err := r.Rebuild(t.Context(), "usage_v1", nil)
+	result, err := r.Rebuild(t.Context(), "usage_v2", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,16 +68,16 @@ func TestRebuildOfPruned(t *testing.T) {
 	w.page(events.Envelope(report(waiting, start.Add(time.Hour))))
 	w.caughtUp(r)
 	rebuilt(t, r)
-	if n := scan[int64](t, pool, `select sum(requests)::bigint from keyledger.usage_v1 where key = 'key_0001' and status = 201`); n != 1 {
+	if n := scan[int64](t, pool, `select sum(requests)::bigint from keyledger.usage_v2 where key = 'key_0001' and status = 201`); n != 1 {
 		t.Errorf("%d uses have the outcome that came after their pruning", n)
 	}
-	if n := scan[int64](t, pool, `select sum(uses)::bigint from keyledger.last_used_v1`); n != w.requests {
+	if n := scan[int64](t, pool, `select sum(uses)::bigint from keyledger.last_used_v2`); n != w.requests {
 		t.Errorf("%d uses are counted of %d", n, w.requests)
 	}
 
 	// A database that was lost but for its baseline goes on from that.
 	stop()
-	for _, sql := range []string{`truncate keyledger.usage_v1, keyledger.last_used_v1, keyledger.outcomes_v1`, `delete from keyledger.positions where name = 'usage_v1'`} {
+	for _, sql := range []string{`truncate keyledger.usage_v2, keyledger.usage_hours_v2, keyledger.usage_days_v2, keyledger.usage_state_v2, keyledger.last_used_v2, keyledger.outcomes_v2`, `delete from keyledger.positions where name = 'usage_v2'`} {
 		if _, err := pool.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +85,7 @@ func TestRebuildOfPruned(t *testing.T) {
 	r, stop = running(t, l, pool)
 	w.caughtUp(r)
 	rebuilt(t, r)
-	if n := scan[int64](t, pool, `select sum(uses)::bigint from keyledger.last_used_v1`); n != w.requests {
+	if n := scan[int64](t, pool, `select sum(uses)::bigint from keyledger.last_used_v2`); n != w.requests {
 		t.Errorf("%d uses are counted of %d", n, w.requests)
 	}
 	stop()
@@ -96,7 +96,7 @@ func TestRebuildOfPruned(t *testing.T) {
 	r, _ = running(t, l, fresh, Usage{})
 	w.caughtUp(r)
 	rebuilt(t, r)
-	if n := scan[int64](t, fresh, `select sum(uses)::bigint from keyledger.last_used_v1`); n != 3 {
+	if n := scan[int64](t, fresh, `select sum(uses)::bigint from keyledger.last_used_v2`); n != 3 {
 		t.Errorf("%d uses are counted of the 3 that are left", n)
 	}
 
@@ -104,7 +104,7 @@ func TestRebuildOfPruned(t *testing.T) {
 	if _, err := fresh.Exec(t.Context(), `delete from keyledger.baselines`); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.Rebuild(t.Context(), "usage_v1", nil); err == nil || !strings.Contains(err.Error(), "no baseline") {
+	if _, err := r.Rebuild(t.Context(), "usage_v2", nil); err == nil || !strings.Contains(err.Error(), "no baseline") {
 		t.Errorf("without a baseline: %v", err)
 	}
 }
@@ -117,9 +117,10 @@ func report(of events.Envelope, at time.Time) events.Envelope {
 
 // seen is a projection with a row per message and data key: it leads to messages,
 // and is made of personal data.
-type seen struct{ Usage }
+type seen struct{}
 
 func (seen) Name() string    { return "seen_v1" }
+func (seen) Stream() string  { return events.Usage }
 func (seen) Tables() []Table { return []Table{{"seen_v1", true}} }
 
 func (seen) Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) error {

@@ -184,19 +184,24 @@ func backendTime(b *testing.B, pool *pgxpool.Pool, names []string) (times []time
 	for _, name := range names {
 		pid := scan[int](b, pool, `select coalesce(min(pid), 0) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())
 			and classid::bigint = hashtext('keyledger.projection')::bigint & 4294967295 and objid::bigint = hashtext($1)::bigint & 4294967295`, name)
-		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		_, rest, _ := strings.Cut(string(stat), ") ")
-		fields := strings.Fields(rest)
-		ticks := 0
-		if len(fields) > 12 {
-			for _, f := range fields[11:13] {
-				n, _ := strconv.Atoi(f)
-				ticks += n
-			}
-		}
-		times = append(times, time.Duration(ticks)*10*time.Millisecond)
+		times = append(times, backendUse(pid))
 	}
 	return times
+}
+
+// backendUse is the processor time of a process; 0 where it cannot be told.
+func backendUse(pid int) time.Duration {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	ticks := 0
+	if len(fields) > 12 {
+		for _, f := range fields[11:13] {
+			n, _ := strconv.Atoi(f)
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
 // livePages makes pages of uses of random keys at a pace, with their addresses sealed.

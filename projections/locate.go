@@ -57,7 +57,9 @@ func Forms(ip string) []string {
 type Located struct {
 	Sequences []uint64 // in order
 	Through   uint64   // up to here no other message holds any of it; 0: the index has nothing from there on
-	Last      bool     // the index ends at Through
+	Last      bool     // the index ends at Through; of [Index.LocateBefore]: at From it has nothing left
+
+	From uint64 // of [Index.LocateBefore]: from here to Through no other message holds any of it
 }
 
 // lookBlocks is how many blocks are looked through in one question.
@@ -66,14 +68,26 @@ const lookBlocks = 256
 // Locate looks from a sequence on. It answers for a bounded part of the stream; the
 // caller goes on behind Through, and reads what is behind the last one itself.
 func (x *Index) Locate(ctx context.Context, w Wanted, from uint64) (Located, error) {
-	l, err := x.locate(ctx, w, from)
+	l, err := x.locate(ctx, w, from, false)
 	if err != nil {
 		return l, fmt.Errorf("find uses in the index: %w", err)
 	}
 	return l, nil
 }
 
-func (x *Index) locate(ctx context.Context, w Wanted, from uint64) (l Located, err error) {
+// LocateBefore looks from a sequence back: Sequences descend. It answers for a bounded
+// part of the stream, from From to Through, which may be before that sequence and is
+// how far the index is; the caller reads what is behind it itself, and goes on before
+// From unless it is the Last.
+func (x *Index) LocateBefore(ctx context.Context, w Wanted, to uint64) (Located, error) {
+	l, err := x.locate(ctx, w, to, true)
+	if err != nil {
+		return l, fmt.Errorf("find uses in the index: %w", err)
+	}
+	return l, nil
+}
+
+func (x *Index) locate(ctx context.Context, w Wanted, from uint64, back bool) (l Located, err error) {
 	p, projection := usesIndex, Uses{}.Name()
 	if w.Key == "" && w.IP != "" && !w.Gaps {
 		if x.keys == nil {
@@ -118,13 +132,19 @@ func (x *Index) locate(ctx context.Context, w Wanted, from uint64) (l Located, e
 	if w.Endpoint != "" && !either {
 		add(func(k string) uint64 { return hashed(ofEndpoint, k, w.Endpoint) })
 	}
-	return x.look(ctx, p, projection, w, from, hashes, len(keyspaces), terms, either)
+	return x.look(ctx, p, projection, w, from, back, hashes, len(keyspaces), terms, either)
 }
 
 // look reads the rows in which the hashes would be. The position comes with them,
 // from the same moment: blocks are joined while the stream goes on.
-func (x *Index) look(ctx context.Context, p postings, projection string, w Wanted, from uint64, hashes []int64, keyspaces, terms int, either bool) (l Located, err error) {
+func (x *Index) look(ctx context.Context, p postings, projection string, w Wanted, from uint64, back bool, hashes []int64, keyspaces, terms int, either bool) (l Located, err error) {
 	from = max(from, 1)
+	// Blocks do not overlap, so that those in the direction of the search are known by
+	// where they start.
+	where, order, starting := "starts >= $1 and ends >= $2", "asc", from-from%widest
+	if back {
+		where, order, starting = "starts <= $1 and $2::bigint > 0", "desc", from
+	}
 	to := w.To
 	if to == 0 {
 		to = 1<<63 - 1
@@ -133,8 +153,8 @@ func (x *Index) look(ctx context.Context, p postings, projection string, w Wante
 		with b as (
 			select starts, ends, case when earliest >= $3 and latest < $4 then null else times end as times
 			from keyledger.%[1]s_blocks_v1
-			where starts >= $1 and ends >= $2 and latest >= $3 and earliest < $4
-			order by starts limit %[2]d)
+			where %[3]s and latest >= $3 and earliest < $4
+			order by starts %[4]s limit %[2]d)
 		select p.sequence, coalesce(b.starts, 0), coalesce(b.ends, 0), b.times, coalesce(c.n, 0), coalesce(c.first, 0), c.postings
 		from keyledger.positions p left join b on true left join lateral (
 			select h.n, r.first, r.postings
@@ -142,8 +162,8 @@ func (x *Index) look(ctx context.Context, p postings, projection string, w Wante
 				select u.first, u.postings from keyledger.%[1]s_v1 u
 				where u.starts = b.starts and u.first <= h.hash order by u.first desc limit 1) r) c on true
 		where p.name = $5
-		order by b.starts, c.n`, p.name, lookBlocks),
-		int64(from-from%widest), int64(from), int64(w.From), int64(to), projection, hashes)
+		order by b.starts %[4]s, c.n`, p.name, lookBlocks, where, order),
+		int64(starting), int64(from), int64(w.From), int64(to), projection, hashes)
 	if err != nil {
 		return l, err
 	}
@@ -156,7 +176,7 @@ func (x *Index) look(ctx context.Context, p postings, projection string, w Wante
 	found := map[uint64]uint64{} // sequence -> terms that it may hold, as bits
 	flush := func() {
 		for s, of := range found {
-			if s < from || !either && of != 1<<terms-1 {
+			if !back && s < from || back && s > from || !either && of != 1<<terms-1 {
 				continue
 			}
 			if i := s - uint64(at); spans != nil && (i >= uint64(len(spans)) || spans[i].latest < w.From || spans[i].earliest >= to) {
@@ -174,7 +194,7 @@ func (x *Index) look(ctx context.Context, p postings, projection string, w Wante
 				return nil // no block
 			}
 			blocks++
-			l.Through = uint64(ends)
+			l.Through, l.From = uint64(ends), uint64(starts)
 			if times != nil {
 				var err error
 				if spans, err = parseTimes(times); err != nil {
@@ -199,6 +219,12 @@ func (x *Index) look(ctx context.Context, p postings, projection string, w Wante
 	}
 	flush()
 	slices.Sort(l.Sequences)
+	if back {
+		slices.Reverse(l.Sequences)
+		l.Through, l.Last = uint64(position), blocks < lookBlocks
+		return l, nil
+	}
+	l.From = 0
 	if blocks == lookBlocks {
 		l.Last = false
 	} else {

@@ -55,7 +55,7 @@ type Table struct {
 
 // All are the projections that need nothing but their stream.
 func All() []Projection {
-	return append([]Projection{Keys{}, LedgerCopy{}, Usage{}, Uses{}}, trees()...)
+	return append([]Projection{Keys{}, LedgerCopy{}, Usage{}, Uses{}, Acts{}, Gaps{}, Alerts{}, Revocations{}}, trees()...)
 }
 
 // place is a record's message: what a position points at.

@@ -9,16 +9,17 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"reflect"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/keyledger/keyledger/events"
-	"github.com/keyledger/keyledger/migrations"
 )
 
 const (
@@ -141,6 +142,9 @@ func (b *rebuilding) run(ctx context.Context, change bool) (result RebuildResult
 		if err := b.restoreBaseline(ctx, first); err != nil {
 			return result, err
 		}
+	}
+	if err := b.inherit(ctx, b.conn); err != nil {
+		return result, err
 	}
 	if err := b.fill(ctx); err != nil {
 		return result, err
@@ -454,31 +458,97 @@ func digest(lines []string) string {
 	return hex.EncodeToString(h[:])
 }
 
-// exchange puts the rebuilt tables in the place of the live ones.
+// How the tables are exchanged under those who read. All locks are taken within
+// exchangeWithin, far less than the deadlock_timeout after which PostgreSQL would end
+// somebody's query, or given back and tried again after a pause.
+const (
+	exchangeWithin = 200 * time.Millisecond
+	exchangeTries  = 30 * time.Second // altogether
+)
+
+// exchange puts the rebuilt tables in the place of the live ones. Whoever reads waits
+// for a moment and then reads the rebuilt ones.
 func (b *rebuilding) exchange(ctx context.Context, tx pgx.Tx) error {
-	statements := []string{
-		// One switch or migration at a time: each replaces all the views.
-		`select pg_advisory_xact_lock(hashtext('keyledger.migrations'))`,
-		// A query of minutes must not make everybody wait behind this one.
-		`set local lock_timeout = '30s'`,
+	// One switch or migration at a time: each replaces views.
+	if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(hashtext('keyledger.migrations'))`); err != nil {
+		return err
 	}
+	views, err := b.views(ctx, tx)
+	if err != nil {
+		return err
+	}
+	statements := exchanging(b.p.Tables(), views)
+	pause := 50 * time.Millisecond
+	for until := time.Now().Add(exchangeTries); ; pause = min(2*pause, time.Second) {
+		err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error { return within(ctx, tx, exchangeWithin, statements) })
+		if err == nil {
+			break
+		}
+		pg, ok := errors.AsType[*pgconn.PgError](err)
+		if !ok || pg.Code != "55P03" && pg.Code != "40P01" {
+			return err
+		}
+		if time.Now().After(until) {
+			return fmt.Errorf("somebody's query has held the tables for %s, try again: %w", exchangeTries, err)
+		}
+		wait(ctx, pause/2+rand.N(pause))
+	}
+	_, err = tx.Exec(ctx, `update keyledger.positions set rebuilds = rebuilds + 1, state = 'starting', error = '', failed_at = null where name = $1`, b.p.Name())
+	return err
+}
+
+// view is one that reads a table that is to be exchanged.
+type view struct{ Name, Definition string }
+
+// views are bound to tables, not to the names of tables: those that read ours have to
+// be bound again. Their definitions name every table with its schema, before the
+// exchange, and so mean the rebuilt ones after it.
+func (b *rebuilding) views(ctx context.Context, tx pgx.Tx) ([]view, error) {
+	var names []string
 	for _, t := range b.p.Tables() {
+		names = append(names, t.Name)
+	}
+	rows, err := tx.Query(ctx, `select distinct quote_ident(n.nspname) || '.' || quote_ident(c.relname) as name, pg_get_viewdef(c.oid) as definition
+		from pg_depend d join pg_rewrite w on w.oid = d.objid join pg_class c on c.oid = w.ev_class join pg_namespace n on n.oid = c.relnamespace
+		where d.classid = 'pg_rewrite'::regclass and d.refclassid = 'pg_class'::regclass and c.relkind = 'v'
+			and d.refobjid in (select t.oid from pg_class t where t.relnamespace = 'keyledger'::regnamespace and t.relname = any($1))
+		order by name`, names)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByName[view])
+}
+
+// exchanging takes locks in the order in which a query over a view does, the view
+// before its tables: queries of one view never stand in a circle with it.
+func exchanging(tables []Table, views []view) (statements []string) {
+	for _, v := range views {
+		statements = append(statements, `alter view `+v.Name+` reset (security_barrier)`) // nothing but its lock
+	}
+	for _, t := range tables {
 		statements = append(statements,
 			fmt.Sprintf(`alter table keyledger.%s set schema keyledger_old`, t.Name),
 			fmt.Sprintf(`alter table keyledger_rebuild.%s set schema keyledger`, t.Name))
 	}
-	statements = append(statements, migrations.Views)
-	for _, t := range slices.Backward(b.p.Tables()) {
+	for _, v := range views {
+		statements = append(statements, `create or replace view `+v.Name+` as `+v.Definition)
+	}
+	for _, t := range slices.Backward(tables) {
 		statements = append(statements, `drop table keyledger_old.`+t.Name)
 	}
-	for _, s := range statements {
-		if _, err := tx.Exec(ctx, s); err != nil {
-			if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "55P03" {
-				return fmt.Errorf("somebody's query has held the tables for 30 s, try again: %w", err)
-			}
+	return statements
+}
+
+// within runs statements that together wait no longer than d for locks.
+func within(ctx context.Context, tx pgx.Tx, d time.Duration, statements []string) error {
+	for end := time.Now().Add(d); len(statements) > 0; statements = statements[1:] {
+		left := max(time.Until(end).Milliseconds(), 1)
+		if _, err := tx.Exec(ctx, fmt.Sprintf(`set local lock_timeout = %d`, left)); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, statements[0]); err != nil {
 			return err
 		}
 	}
-	_, err := tx.Exec(ctx, `update keyledger.positions set rebuilds = rebuilds + 1, state = 'starting', error = '', failed_at = null where name = $1`, b.p.Name())
-	return err
+	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"runtime/pprof"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -76,6 +77,7 @@ type Runner struct {
 	log       *slog.Logger
 	followers []*follower
 	busy      time.Duration // see busyWithin
+	sources   map[string]*shared
 }
 
 // New makes a runner of all projections. It does nothing until [Runner.Run];
@@ -92,13 +94,22 @@ func newRunner(l *ledger.Ledger, pool *pgxpool.Pool, log *slog.Logger, all []Pro
 	}
 	r := &Runner{ledger: l, pool: pool, log: log, busy: busyWithin}
 	sources := map[string]*shared{}
+	r.sources = sources
 	for _, p := range all {
 		if sources[p.Stream()] == nil {
 			sources[p.Stream()] = newShared(l, p.Stream())
 		}
-		r.followers = append(r.followers, &follower{Runner: r, p: p, source: sources[p.Stream()], hurry: make(chan struct{}, 1), state: Starting, moved: make(chan struct{})})
+		f := r.newFollower(p, sources[p.Stream()])
+		if s, ok := p.(successor); ok {
+			f.before = r.newFollower(s.predecessor(), f.source)
+		}
+		r.followers = append(r.followers, f)
 	}
 	return r
+}
+
+func (r *Runner) newFollower(p Projection, source *shared) *follower {
+	return &follower{Runner: r, p: p, source: source, hurry: make(chan struct{}, 1), state: Starting, moved: make(chan struct{})}
 }
 
 // follower is one projection and what this process knows about it.
@@ -107,6 +118,9 @@ type follower struct {
 	p      Projection
 	source *shared       // of its stream
 	hurry  chan struct{} // has room for one: wanted was raised
+
+	before *follower   // of the projection that this one replaces; nil: none
+	serves atomic.Bool // the one before: it still does
 
 	// mu guards what follows: the last place seen, the furthest that somebody has
 	// waited for, whether this process moves it, and a channel that is closed and
@@ -135,6 +149,9 @@ func (r *Runner) Run(ctx context.Context) {
 		all.Go(func() {
 			pprof.Do(ctx, pprof.Labels("projection", f.p.Name()), f.run)
 		})
+		if f.before != nil {
+			all.Go(func() { f.succeed(ctx) })
+		}
 	}
 	all.Go(func() { r.keepHeads(ctx) })
 	all.Wait()
@@ -287,6 +304,11 @@ func (f *follower) beginLate(ctx context.Context, conn *pgx.Conn) (uint64, error
 	at, found, err := baseline(ctx, conn, f.p.Name())
 	if err != nil || found && at.sequence+1 < first {
 		return 0, err
+	}
+	if s, ok := f.p.(successor); ok && !found {
+		if at, found, err = adoptBaseline(ctx, conn, s); err != nil || found && at.sequence+1 < first {
+			return 0, err
+		}
 	}
 	if !found {
 		_, err = beginBaseline(ctx, conn, f.p, first-1)
@@ -467,15 +489,22 @@ func (r *Runner) Names() []string {
 	return names
 }
 
-// Wait returns when a projection has reached a sequence of its stream. It fails
+// Wait returns when a projection has reached a sequence of its stream, or the one that
+// it replaces, as long as that is served. It fails
 // with a [*StoppedError] when it will not without help, and with the error of
 // ctx.
 func (r *Runner) Wait(ctx context.Context, name string, sequence uint64) error {
-	f, err := r.follower(name)
+	asked, err := r.follower(name)
 	if err != nil {
 		return err
 	}
 	for {
+		f := asked
+		if f.before != nil && f.before.serves.Load() { // what is read is the one before
+			f, name = f.before, f.before.p.Name()
+		} else {
+			name = f.p.Name()
+		}
 		f.mu.Lock()
 		at, leading, state, why, moved := f.at, f.leading, f.state, f.err, f.moved
 		if at < sequence && f.wanted < sequence {
@@ -577,7 +606,15 @@ func (r *Runner) Status(ctx context.Context) ([]Status, error) {
 		}
 	}
 	var all []Status
+	followers := slices.Clone(r.followers)
 	for _, f := range r.followers {
+		if f.before != nil {
+			if _, ok := found[f.before.p.Name()]; ok {
+				followers = append(followers, f.before)
+			}
+		}
+	}
+	for _, f := range followers {
 		f.mu.Lock()
 		s := Status{Name: f.p.Name(), Stream: f.p.Stream(), Position: f.at, State: f.state}
 		if f.err != nil {

@@ -227,6 +227,11 @@ func TestExactAfterInterruptions(t *testing.T) {
 		for j := range 1 + i%20 {
 			list = append(list, use(fmt.Sprintf("key_%04d", (i+j)%30), start.Add(time.Duration(i)*time.Second), new(200+j%3*100)))
 		}
+		if i%10 == 0 {
+			gap := events.New(events.UsageGap{Node: "n1", Count: 1, Reason: "NATS was away"}, start.Add(time.Duration(i)*time.Second))
+			gap.Keyspace = "parcelbird"
+			list = append(list, gap)
+		}
 		w.page(list...)
 		if i%3 == 0 {
 			w.fact("o1", fmt.Sprintf("key_%04d", i%30), events.KeyUpdated{Name: new(fmt.Sprint("name ", i))})
@@ -340,7 +345,7 @@ func TestPoison(t *testing.T) {
 	before := w.ledger
 	w.fact("o1", "key_0001", events.KeyRevoked{})
 	w.fact("o1", "key_0002", events.KeyUpdated{Name: new("later")})
-	r, _ := running(t, l, pool, Keys{}, allergic{})
+	r, stop := running(t, l, pool, Keys{}, allergic{})
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := r.Wait(ctx, "keys_v1", w.ledger); err != nil {
@@ -363,6 +368,19 @@ func TestPoison(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("status %+v, %v", s, err)
 		}
+	}
+
+	// The way out that it names: a program that can apply the record goes on behind it.
+	stop()
+	r, _ = running(t, l, pool, Keys{}, LedgerCopy{})
+	if err := r.Wait(ctx, "ledger_v1", w.ledger); err != nil {
+		t.Error(err)
+	}
+	if result, err := r.Compare(ctx, "ledger_v1", nil); err != nil || result.Differences != 0 || result.Rows != int64(w.ledger) {
+		t.Errorf("%+v, %v", result, err)
+	}
+	if s, err := r.Status(ctx); err != nil || s[1].State != Running || s[1].Error != "" || s[1].FailedSequence != 0 {
+		t.Errorf("%+v, %v", s, err)
 	}
 }
 
@@ -392,7 +410,7 @@ func TestUnknownVersion(t *testing.T) {
 		}
 	}
 	w.page(use("key_0001", start, new(200)))
-	if err := r.Wait(ctx, "usage_v1", w.usage); err != nil {
+	if err := r.Wait(ctx, "usage_v2", w.usage); err != nil {
 		t.Errorf("uses stopped too: %v", err)
 	}
 }
@@ -434,7 +452,7 @@ func TestRebuild(t *testing.T) {
 		`update keyledger.keys_v1 set scopes = resources, resources = scopes || '{x}'`:    "keys_v1",
 		`delete from keyledger.ledger_v1 where sequence = 7`:                              "ledger_v1",
 		`update keyledger.ledger_v1 set body = body || '\x00' where sequence = 8`:         "ledger_v1",
-		`update keyledger.usage_v1 set requests = 99 where key = 'key_0000'`:              "usage_v1",
+		`update keyledger.usage_v2 set requests = 99 where key = 'key_0000'`:              "usage_v2",
 	} {
 		if _, err := pool.Exec(t.Context(), sql); err != nil {
 			t.Fatal(err)
@@ -465,7 +483,7 @@ func TestRebuild(t *testing.T) {
 	if n := scan[int64](t, pool, `select count(*) from pg_class where relnamespace in (select oid from pg_namespace where nspname in ('keyledger_old', 'keyledger_rebuild'))`); n != 0 {
 		t.Errorf("%d relations are left over", n)
 	}
-	if s := scan[string](t, pool, `select array_to_string(reloptions, ',') from pg_class where oid = 'keyledger.usage_v1'::regclass`); s != "fillfactor=80" {
+	if s := scan[string](t, pool, `select array_to_string(reloptions, ',') from pg_class where oid = 'keyledger.usage_v2'::regclass`); s != "fillfactor=80" {
 		t.Errorf("the rebuilt table has options %q", s)
 	}
 }
@@ -478,7 +496,7 @@ func TestRebuildWhileServing(t *testing.T) {
 	r, _ := running(t, l, pool)
 	var done sync.WaitGroup
 	results := make(chan error, 8)
-	for _, name := range []string{"usage_v1", "keys_v1"} {
+	for _, name := range []string{"usage_v2", "keys_v1"} {
 		done.Go(func() {
 			for range 4 {
 				result, err := r.Rebuild(t.Context(), name, nil)

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 )
@@ -327,3 +329,20 @@ func (f *follower) records(ctx context.Context, at uint64) iter.Seq2[[]events.Re
 		}
 	}
 }
+
+// Records yields batches of what comes after a position of a stream that a projection
+// reads, for a reader in this process that keeps what it folds in memory: near the end of
+// the stream it costs no reading of its own. The records MUST NOT be changed, and a batch
+// is good until the next one is asked for. It ends with an error, or when ctx does.
+func (r *Runner) Records(ctx context.Context, stream string, after uint64) iter.Seq2[[]events.Record, error] {
+	f := &follower{Runner: r, p: aside{stream}, source: r.sources[stream], hurry: make(chan struct{}), moved: make(chan struct{})}
+	return f.records(ctx, after)
+}
+
+// aside is a reader that writes nothing.
+type aside struct{ stream string }
+
+func (aside) Name() string                                         { return "" }
+func (a aside) Stream() string                                     { return a.stream }
+func (aside) Tables() []Table                                      { return nil }
+func (aside) Apply(context.Context, pgx.Tx, []events.Record) error { return nil }

@@ -187,7 +187,7 @@ func TestOneReader(t *testing.T) {
 	slow.out <- struct{}{}
 	w.caughtUp(r)
 	consumers(t, js, events.Usage, 1)
-	if n := scan[int64](t, pool, `select sum(requests)::bigint from keyledger.usage_v1`); n != w.requests {
+	if n := scan[int64](t, pool, `select sum(requests)::bigint from keyledger.usage_v2`); n != w.requests {
 		t.Errorf("%d requests are counted, %d were made", n, w.requests)
 	}
 	for _, f := range r.followers {

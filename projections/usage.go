@@ -16,13 +16,31 @@ import (
 	"github.com/keyledger/keyledger/events"
 )
 
-// Usage folds USAGE into requests per minute and the last use of each key.
+// Usage folds USAGE into requests per minute, hour and day and the last use of each
+// key.
 //
 // A use whose status was not known is counted with status 0 until its outcome
-// is reported, and is then moved, once: the two halves meet in outcomes_v1 in
+// is reported, and is then moved, once: the two halves meet in outcomes_v2 in
 // whichever order they come, and stay there as long as a repetition is likely.
-// A report later than [OutcomeWindow] after its use is left alone.
+// A report later than [OutcomeWindow] after its use is left alone; of several
+// reports of a use the first counts.
+//
+// Batches write minutes. A minute is added to its hour when it is two minutes old by
+// the clock of the facts, and an hour to its day likewise: a minute's row is written
+// ten times a second, an hour's once a minute. What comes later than that is added to
+// all of them. So the hours before folded and the days before days_folded hold
+// exactly what the minutes and hours do, and what is missing there is at most two
+// minutes and one hour: see migrations/views.sql. A fact from the future (a clock that
+// is wrong) makes the clock go ahead, by an hour at most; figures stay right, they only
+// cost more until the time is reached.
+//
+// Where rows are removed by age ([Runner.Forget]), what comes late is added to the
+// resolutions that are still there.
 type Usage struct{}
+
+// usageV1 is the one before, without hours and days. It goes on in an installation
+// that has it until Usage has read as far, see succession.go.
+type usageV1 struct{}
 
 // OutcomeWindow is how long after a use its outcome may be reported, by the
 // times in the two facts.
@@ -39,14 +57,32 @@ const (
 // class holds what is above.
 var Bounds = [...]int64{1, 2, 3, 5, 7, 10, 15, 25, 40, 65, 100, 150, 250, 400, 650, 1000, 1500, 2500, 4000, 6500, 10000, 30000}
 
-// Name is usage_v1.
-func (Usage) Name() string { return "usage_v1" }
+const (
+	// foldedAfter is how old a minute is before it is added to its hour: most outcomes
+	// are reported by then, and most of what nodes wrote at the same time has come.
+	foldedAfter = 2 * time.Minute
+
+	// outcomesKept is twice the window, so that what is dropped can no longer be settled.
+	outcomesKept = 2 * OutcomeWindow
+
+	// clockStep is how far one fact may set the clock forward.
+	clockStep = time.Hour
+)
+
+// Name is usage_v2.
+func (Usage) Name() string { return "usage_v2" }
 
 // Stream is USAGE.
 func (Usage) Stream() string { return events.Usage }
 
-// Tables are outcomes_v1, usage_v1 and last_used_v1.
+// Tables are those of outcomes, of minutes, hours and days, of last uses, and the state.
 func (Usage) Tables() []Table {
+	return []Table{{"usage_state_v2", true}, {"outcomes_v2", false}, {"usage_v2", true}, {"usage_hours_v2", true}, {"usage_days_v2", true}, {"last_used_v2", true}}
+}
+
+func (usageV1) Name() string   { return "usage_v1" }
+func (usageV1) Stream() string { return events.Usage }
+func (usageV1) Tables() []Table {
 	return []Table{{"outcomes_v1", false}, {"usage_v1", true}, {"last_used_v1", true}}
 }
 
@@ -60,8 +96,8 @@ type minuteKey struct {
 
 func (a minuteKey) compare(b minuteKey) int {
 	return cmp.Or(
-		strings.Compare(a.keyspace, b.keyspace), strings.Compare(a.owner, b.owner), strings.Compare(a.key, b.key),
-		cmp.Compare(a.minute, b.minute), strings.Compare(a.code, b.code), cmp.Compare(a.status, b.status),
+		strings.Compare(a.key, b.key), cmp.Compare(a.minute, b.minute), strings.Compare(a.keyspace, b.keyspace), strings.Compare(a.owner, b.owner),
+		strings.Compare(a.code, b.code), cmp.Compare(a.status, b.status),
 		strings.Compare(a.environment, b.environment), strings.Compare(a.method, b.method), strings.Compare(a.endpoint, b.endpoint))
 }
 
@@ -105,14 +141,32 @@ type outcome struct {
 }
 
 type usageFold struct {
+	first    bool // usageV1
 	minutes  map[minuteKey]*figures
 	uses     map[string]*lastUse
 	outcomes map[[16]byte]*outcome
+	was, now usageState
+}
+
+// usageState is the row of usage_state_v2; times in milliseconds since 1970.
+type usageState struct {
+	clock, folded, daysFolded events.Time
+
+	// What is before was removed; 0: nothing was.
+	minutesFrom, hoursFrom, daysFrom events.Time
 }
 
 // Apply folds a batch.
 func (Usage) Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) error {
-	f := usageFold{map[minuteKey]*figures{}, map[string]*lastUse{}, map[[16]byte]*outcome{}}
+	return applyUsage(ctx, tx, batch, false)
+}
+
+func (usageV1) Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) error {
+	return applyUsage(ctx, tx, batch, true)
+}
+
+func applyUsage(ctx context.Context, tx pgx.Tx, batch []events.Record, first bool) error {
+	f := usageFold{first: first, minutes: map[minuteKey]*figures{}, uses: map[string]*lastUse{}, outcomes: map[[16]byte]*outcome{}}
 	for _, r := range batch {
 		switch d := r.Event.Data.(type) {
 		case events.KeyUsed:
@@ -126,12 +180,34 @@ func (Usage) Apply(ctx context.Context, tx pgx.Tx, batch []events.Record) error 
 	if err := f.load(ctx, tx); err != nil {
 		return err
 	}
+	f.now = f.was
 	for _, r := range batch {
+		f.now.tick(r.Event.Time)
 		if err := f.apply(r); err != nil {
 			return err
 		}
 	}
+	f.now.fold()
 	return f.store(ctx, tx)
+}
+
+// tick sets the clock to the time of a fact. It MUST depend on the facts and their
+// order alone.
+func (s *usageState) tick(t events.Time) {
+	switch step := events.Time(clockStep.Milliseconds()); {
+	case s.clock == 0:
+		s.clock = t
+	case t > s.clock:
+		s.clock = min(t, s.clock+step)
+	}
+}
+
+// fold sets how far minutes and hours are to be added up: at least as far as they are
+// removed.
+func (s *usageState) fold() {
+	const minute, hour = 60_000, 3_600_000
+	s.folded = max(s.folded, (s.clock-events.Time(foldedAfter.Milliseconds()))/minute*minute, s.minutesFrom, s.hoursFrom, s.daysFrom)
+	s.daysFolded = max(s.daysFolded, s.folded/hour*hour)
 }
 
 func (f *usageFold) apply(r events.Record) error {
@@ -195,11 +271,17 @@ func (f *usageFold) minute(at minuteKey) *figures {
 func (f *usageFold) outcome(decision string) *outcome {
 	id := decisionID(decision)
 	o := f.outcomes[id]
-	if o == nil {
+	if o == nil || !f.first && f.isOld(o) {
 		o = &outcome{decision: id}
 		f.outcomes[id] = o
 	}
 	return o
+}
+
+// isOld says whether a row of outcomes_v2 counts no more, which MUST NOT depend on
+// when it is deleted.
+func (f *usageFold) isOld(o *outcome) bool {
+	return max(o.used, o.reported) < f.now.clock-events.Time(outcomesKept.Milliseconds())
 }
 
 // used counts an admitted request for its key; status 0: not known.
@@ -256,6 +338,15 @@ func minute(t events.Time) int64 { return int64(t) / 60_000 }
 // httpStatus keeps whatever was reported within a smallint.
 func httpStatus(s int) int16 { return int16(min(max(s, 0), 999)) }
 
+// KeptEndpoint is what figures keep of an endpoint.
+func KeptEndpoint(s string) string { return short(s, maxEndpoint) }
+
+// KeptMethod is what figures keep of a method.
+func KeptMethod(s string) string { return short(s, maxMethod) }
+
+// KeptStatus is what figures keep of a status; 0: not known.
+func KeptStatus(s int) int { return int(httpStatus(s)) }
+
 // decisionID is dec_<uuid> in 16 bytes; a decision id of another form is hashed.
 func decisionID(s string) [16]byte {
 	if u, err := events.ParseID("dec", s); err == nil {
@@ -266,18 +357,38 @@ func decisionID(s string) [16]byte {
 }
 
 func (f *usageFold) load(ctx context.Context, tx pgx.Tx) error {
-	if len(f.outcomes) == 0 {
+	outcomes, b := "outcomes_v2", pgx.Batch{}
+	if f.first {
+		outcomes = "outcomes_v1"
+	} else {
+		b.Queue(`select clock, folded, days_folded, minutes_from, hours_from, days_from from usage_state_v2`).Query(f.was.scan)
+	}
+	if len(f.outcomes) > 0 {
+		b.Queue(`select decision, used_at, reported_at, keyspace, owner, key, environment, method, endpoint, cost_micros,
+				reported_endpoint, reported_status, reported_latency, reported_cost
+			from `+outcomes+` where decision = any($1::uuid[])`, slices.Collect(maps.Keys(f.outcomes))).Query(f.loadOutcomes)
+	}
+	if b.Len() == 0 {
 		return nil
 	}
-	rows, err := tx.Query(ctx, `select decision, used_at, reported_at, keyspace, owner, key, environment, method, endpoint, cost_micros,
-			reported_endpoint, reported_status, reported_latency, reported_cost
-		from outcomes_v1 where decision = any($1::uuid[])`, slices.Collect(maps.Keys(f.outcomes)))
-	if err != nil {
-		return err
-	}
+	return tx.SendBatch(ctx, &b).Close()
+}
+
+// scan reads the row, where there is one.
+func (s *usageState) scan(rows pgx.Rows) error {
+	var clock, folded, days time.Time
+	var minutesFrom, hoursFrom, daysFrom *time.Time
+	_, err := pgx.ForEachRow(rows, []any{&clock, &folded, &days, &minutesFrom, &hoursFrom, &daysFrom}, func() error {
+		*s = usageState{events.At(clock), events.At(folded), events.At(days), moment(minutesFrom), moment(hoursFrom), moment(daysFrom)}
+		return nil
+	})
+	return err
+}
+
+func (f *usageFold) loadOutcomes(rows pgx.Rows) error {
 	var o outcome
 	var used, reported *time.Time
-	_, err = pgx.ForEachRow(rows, []any{&o.decision, &used, &reported, &o.keyspace, &o.owner, &o.key, &o.environment, &o.method, &o.endpoint, &o.cost,
+	_, err := pgx.ForEachRow(rows, []any{&o.decision, &used, &reported, &o.keyspace, &o.owner, &o.key, &o.environment, &o.method, &o.endpoint, &o.cost,
 		&o.reportedEndpoint, &o.status, &o.latency, &o.reportedCost}, func() error {
 		found := o
 		found.used, found.reported = moment(used), moment(reported)
@@ -296,7 +407,7 @@ func copied(n *int64) *int64 {
 	return new(*n)
 }
 
-// ClassColumns are the columns of usage_v1 that count the latency classes: one
+// ClassColumns are the columns of usage that count the latency classes: one
 // per bound, and a last one for what is above.
 func ClassColumns() []string { return slices.Clone(classColumns) }
 
@@ -307,23 +418,55 @@ var classColumns = func() (names []string) {
 	return append(names, "to_more")
 }()
 
-var insertMinutes = func() string {
-	columns := slices.Concat(strings.Fields("keyspace owner key minute code status environment method endpoint requests measured latency_ms cost_micros"), classColumns)
-	types := strings.Fields("text text text timestamptz text smallint text text text bigint bigint bigint bigint")
-	var arrays, sums []string
-	for i, c := range columns {
+var (
+	figureColumns = slices.Concat(strings.Fields("requests measured latency_ms cost_micros"), classColumns)
+	restOfKey     = "keyspace, owner, code, status, environment, method, endpoint"
+)
+
+// insertUsage adds rows to a table whose column for the time is at.
+func insertUsage(table, at string) string {
+	columns := slices.Concat([]string{"key", at}, strings.Split(restOfKey, ", "), figureColumns)
+	types := strings.Fields("text timestamptz text text text smallint text text text bigint bigint bigint bigint")
+	var arrays []string
+	for i := range columns {
 		kind := "int"
 		if i < len(types) {
 			kind = types[i]
 		}
 		arrays = append(arrays, fmt.Sprintf("$%d::%s[]", i+1, kind))
-		if i >= 9 {
-			sums = append(sums, fmt.Sprintf("%[1]s = u.%[1]s + excluded.%[1]s", c))
-		}
 	}
-	return "insert into usage_v1 as u (" + strings.Join(columns, ", ") + ") select * from unnest(" + strings.Join(arrays, ", ") +
-		") on conflict (keyspace, owner, key, minute, code, status, environment, method, endpoint) do update set " + strings.Join(sums, ", ")
-}()
+	return "insert into " + table + " as u (" + strings.Join(columns, ", ") + ") select * from unnest(" + strings.Join(arrays, ", ") + ")" + addUp(at)
+}
+
+// addUp is what an insert does with a row that is there.
+func addUp(at string) string {
+	var sums []string
+	for _, c := range figureColumns {
+		sums = append(sums, fmt.Sprintf("%[1]s = u.%[1]s + excluded.%[1]s", c))
+	}
+	return " on conflict (key, " + at + ", " + restOfKey + ") do update set " + strings.Join(sums, ", ")
+}
+
+// foldUsage adds the rows of a table from $1 until $2 to those of a longer time.
+func foldUsage(from, fromAt, to, toAt string) string {
+	var sums []string
+	for _, c := range figureColumns {
+		sums = append(sums, "sum("+c+")")
+	}
+	return fmt.Sprintf(`insert into %s as u (key, %[2]s, %[3]s, %[4]s) select key, date_trunc('%[2]s', %[5]s, 'UTC') as %[2]s, %[3]s, %[6]s
+		from %[7]s where %[5]s >= $1 and %[5]s < $2 group by key, 2, %[3]s order by key, 2, %[3]s`,
+		to, toAt, restOfKey, strings.Join(figureColumns, ", "), fromAt, strings.Join(sums, ", "), from) + addUp(toAt)
+}
+
+// The statements of each table.
+var (
+	insertMinutesV1 = insertUsage("usage_v1", "minute")
+	insertMinutes   = insertUsage("usage_v2", "minute")
+	insertHours     = insertUsage("usage_hours_v2", "hour")
+	insertDays      = insertUsage("usage_days_v2", "day")
+	foldMinutes     = foldUsage("usage_v2", "minute", "usage_hours_v2", "hour")
+	foldHours       = foldUsage("usage_hours_v2", "hour", "usage_days_v2", "day")
+)
 
 type minuteRow struct {
 	minuteKey
@@ -332,35 +475,17 @@ type minuteRow struct {
 
 func (f *usageFold) store(ctx context.Context, tx pgx.Tx) error {
 	var b pgx.Batch
-	rows := make([]minuteRow, 0, len(f.minutes))
-	for k, v := range f.minutes {
-		rows = append(rows, minuteRow{k, v})
-	}
-	slices.SortFunc(rows, func(a, b minuteRow) int { return a.compare(b.minuteKey) })
-	if len(rows) > 0 {
-		args := []any{
-			column(rows, func(r *minuteRow) string { return r.keyspace }),
-			column(rows, func(r *minuteRow) string { return r.owner }),
-			column(rows, func(r *minuteRow) string { return r.key }),
-			column(rows, func(r *minuteRow) time.Time { return time.Unix(r.minute*60, 0) }),
-			column(rows, func(r *minuteRow) string { return r.code }),
-			column(rows, func(r *minuteRow) int16 { return r.status }),
-			column(rows, func(r *minuteRow) string { return r.environment }),
-			column(rows, func(r *minuteRow) string { return r.method }),
-			column(rows, func(r *minuteRow) string { return r.endpoint }),
-			column(rows, func(r *minuteRow) int64 { return r.requests }),
-			column(rows, func(r *minuteRow) int64 { return r.measured }),
-			column(rows, func(r *minuteRow) int64 { return r.latency }),
-			column(rows, func(r *minuteRow) int64 { return r.cost }),
-		}
-		for class := range classColumns {
-			args = append(args, column(rows, func(r *minuteRow) int32 { return r.classes[class] }))
-		}
-		b.Queue(insertMinutes, args...)
+	rows := sortedRows(f.minutes)
+	lastUsed, outcomesTable := "last_used_v2", "outcomes_v2"
+	if f.first {
+		lastUsed, outcomesTable = "last_used_v1", "outcomes_v1"
+		queueUsage(&b, insertMinutesV1, rows)
+	} else {
+		f.storeUsage(&b, rows)
 	}
 	if len(f.uses) > 0 {
 		uses := slices.SortedFunc(maps.Values(f.uses), func(a, b *lastUse) int { return strings.Compare(a.key, b.key) })
-		b.Queue(`insert into last_used_v1 as l (key, keyspace, owner, uses, successes, last_used_at, last_success_at, last_secret, previous_used_at)
+		b.Queue(`insert into `+lastUsed+` as l (key, keyspace, owner, uses, successes, last_used_at, last_success_at, last_secret, previous_used_at)
 			select key, keyspace, owner, uses, successes, coalesce(used, '-infinity'), success, secret, previous
 			from unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::timestamptz[], $7::timestamptz[], $8::text[], $9::timestamptz[])
 				as u(key, keyspace, owner, uses, successes, used, success, secret, previous)
@@ -383,7 +508,7 @@ func (f *usageFold) store(ctx context.Context, tx pgx.Tx) error {
 	}
 	if len(f.outcomes) > 0 {
 		outcomes := slices.SortedFunc(maps.Values(f.outcomes), func(a, b *outcome) int { return slices.Compare(a.decision[:], b.decision[:]) })
-		b.Queue(`insert into outcomes_v1 as o (decision, at, used_at, reported_at, keyspace, owner, key, environment, method, endpoint, cost_micros,
+		b.Queue(`insert into `+outcomesTable+` as o (decision, at, used_at, reported_at, keyspace, owner, key, environment, method, endpoint, cost_micros,
 				reported_endpoint, reported_status, reported_latency, reported_cost)
 			select decision, greatest(used, reported), used, reported, keyspace, owner, key, environment, method, endpoint, cost,
 				reported_endpoint, status, latency, reported_cost
@@ -409,12 +534,111 @@ func (f *usageFold) store(ctx context.Context, tx pgx.Tx) error {
 			column(outcomes, func(o **outcome) int16 { return (*o).status }),
 			column(outcomes, func(o **outcome) *int64 { return (*o).latency }),
 			column(outcomes, func(o **outcome) *int64 { return (*o).reportedCost }))
-		// Twice the window, so that what is dropped can no longer be settled. The
-		// newest row of the table is the clock: it is the same in a rebuild.
-		b.Queue(`delete from outcomes_v1 where at < (select max(at) from outcomes_v1) - interval '48 hours'`)
+		if f.first {
+			b.Queue(`delete from outcomes_v1 where at < (select max(at) from outcomes_v1) - interval '48 hours'`)
+		}
+	}
+	if !f.first {
+		b.Queue(`delete from outcomes_v2 where at < $1`, (f.now.clock - events.Time(outcomesKept.Milliseconds())).Time())
 	}
 	if b.Len() == 0 {
 		return nil
 	}
 	return tx.SendBatch(ctx, &b).Close()
+}
+
+// storeUsage writes what a batch has of minutes to all tables that it belongs to, and
+// adds up what has become old enough.
+func (f *usageFold) storeUsage(b *pgx.Batch, rows []minuteRow) {
+	minutes, hours, days := rows[:0:0], map[minuteKey]*figures{}, map[minuteKey]*figures{}
+	for _, r := range rows {
+		at := time.Unix(r.minute*60, 0).UTC()
+		hour, day := at.Truncate(time.Hour), at.Truncate(24*time.Hour)
+		if !isBefore(at, f.was.minutesFrom) {
+			minutes = append(minutes, r)
+		}
+		if isBefore(at, f.was.folded) && !isBefore(hour, f.was.hoursFrom) {
+			merge(hours, r, hour)
+		}
+		if isBefore(at, f.was.daysFolded) && !isBefore(day, f.was.daysFrom) {
+			merge(days, r, day)
+		}
+	}
+	queueUsage(b, insertMinutes, minutes)
+	queueUsage(b, insertHours, sortedRows(hours))
+	queueUsage(b, insertDays, sortedRows(days))
+	f.queueFold(b)
+}
+
+// isBefore says whether a time is before one that is set.
+func isBefore(t time.Time, set events.Time) bool { return set != 0 && t.UnixMilli() < int64(set) }
+
+// queueFold adds minutes to hours and hours to days, and keeps the state.
+func (f *usageFold) queueFold(b *pgx.Batch) {
+	if f.now == f.was {
+		return
+	}
+	if f.now.folded > f.was.folded {
+		b.Queue(foldMinutes, f.was.folded.Time(), f.now.folded.Time())
+	}
+	if f.now.daysFolded > f.was.daysFolded {
+		b.Queue(foldHours, f.was.daysFolded.Time(), f.now.daysFolded.Time())
+	}
+	s := &f.now
+	b.Queue(`insert into usage_state_v2 (one, clock, folded, days_folded, minutes_from, hours_from, days_from) values (true, $1, $2, $3, $4, $5, $6)
+		on conflict (one) do update set clock = excluded.clock, folded = excluded.folded, days_folded = excluded.days_folded,
+			minutes_from = excluded.minutes_from, hours_from = excluded.hours_from, days_from = excluded.days_from`,
+		s.clock.Time(), s.folded.Time(), s.daysFolded.Time(), nullable(s.minutesFrom), nullable(s.hoursFrom), nullable(s.daysFrom))
+}
+
+// merge adds a row to that of a longer time.
+func merge(all map[minuteKey]*figures, r minuteRow, start time.Time) {
+	r.minute = start.Unix() / 60
+	sum := all[r.minuteKey]
+	if sum == nil {
+		sum = new(figures)
+		all[r.minuteKey] = sum
+	}
+	sum.requests += r.requests
+	sum.measured += r.measured
+	sum.latency += r.latency
+	sum.cost += r.cost
+	for i, n := range r.classes {
+		sum.classes[i] += n
+	}
+}
+
+func sortedRows(all map[minuteKey]*figures) []minuteRow {
+	rows := make([]minuteRow, 0, len(all))
+	for k, v := range all {
+		rows = append(rows, minuteRow{k, v})
+	}
+	slices.SortFunc(rows, func(a, b minuteRow) int { return a.compare(b.minuteKey) })
+	return rows
+}
+
+// queueUsage adds rows to a table, whose statement sql is.
+func queueUsage(b *pgx.Batch, sql string, rows []minuteRow) {
+	if len(rows) == 0 {
+		return
+	}
+	args := []any{
+		column(rows, func(r *minuteRow) string { return r.key }),
+		column(rows, func(r *minuteRow) time.Time { return time.Unix(r.minute*60, 0) }),
+		column(rows, func(r *minuteRow) string { return r.keyspace }),
+		column(rows, func(r *minuteRow) string { return r.owner }),
+		column(rows, func(r *minuteRow) string { return r.code }),
+		column(rows, func(r *minuteRow) int16 { return r.status }),
+		column(rows, func(r *minuteRow) string { return r.environment }),
+		column(rows, func(r *minuteRow) string { return r.method }),
+		column(rows, func(r *minuteRow) string { return r.endpoint }),
+		column(rows, func(r *minuteRow) int64 { return r.requests }),
+		column(rows, func(r *minuteRow) int64 { return r.measured }),
+		column(rows, func(r *minuteRow) int64 { return r.latency }),
+		column(rows, func(r *minuteRow) int64 { return r.cost }),
+	}
+	for class := range classColumns {
+		args = append(args, column(rows, func(r *minuteRow) int32 { return r.classes[class] }))
+	}
+	b.Queue(sql, args...)
 }

@@ -24,36 +24,64 @@ const maxOpen = 1_000_000
 // USAGE and opens every address in it, so its cost is that of the range, and
 // whoever asks MUST be allowed to see addresses. Where none is known, was
 // erased, or stands for refusals that were folded over callers, it is empty.
+//
+// Outcomes that are reported later are looked for as long as they count, a day after
+// the range, when uses of it have none; those whose clock says that they came more
+// than five minutes before the range are not found. Nor are refusals that were
+// written down more than a minute after it.
 func (a *Audit) Usage(ctx context.Context, f UsageFilter, bucket string, by []string, o Opener) ([]UsageRow, error) {
 	width, ok := map[string]time.Duration{"": 0, "minute": time.Minute, "hour": time.Hour, "day": 24 * time.Hour}[bucket]
 	if !ok {
-		return nil, invalid("bucket", fmt.Sprintf("%q is not a bucket", bucket), "one of minute, hour, day")
+		return nil, notABucket(bucket)
 	}
 	for _, name := range by {
 		if name != ByIP && !isDimension(name) {
 			return nil, notADimension(name)
 		}
 	}
-	from, to := f.From, f.To
-	if from != 0 {
-		from = events.At(from.Time().Truncate(time.Minute))
+	from, to, err := f.minutes()
+	if err != nil {
+		return nil, err
 	}
-	if to != 0 {
-		to = events.At(to.Time().Add(time.Minute - 1).Truncate(time.Minute))
-	}
-	t := &tally{width: width, by: by, rows: map[group]*sum{}, open: map[string]use{}, reports: map[string]events.KeyUseReported{}}
-	kinds := []string{"key.used", "key.use_reported", "key.denied", "key.rate_limited", "credential.rejected"}
-	for e, err := range a.All(ctx, AuditFilter{Keyspace: f.Keyspace, Owner: f.Owner, Key: f.Key, Types: kinds, From: from, To: to}, o) {
-		if err != nil {
-			return nil, fmt.Errorf("read usage: %w", err)
+	t := &tally{width: width, by: by, from: from, to: to, rows: map[group]*sum{}, uses: map[string]*use{}, reports: map[string]report{}}
+	read := func(from, to time.Time, kinds ...string) error {
+		all := AuditFilter{Keyspace: f.Keyspace, Owner: f.Owner, Key: f.Key, Types: kinds, From: events.At(from)}
+		if to.Before(end) {
+			all.To = events.At(to)
 		}
-		t.add(e)
-		if len(t.rows) > maxUsageRows || len(t.open)+len(t.reports) > maxOpen {
-			return nil, invalid("bucket", "this is too much to add up by address", "ask for a shorter time, a longer bucket or fewer groups")
+		for e, err := range a.All(ctx, all, o) {
+			if err != nil {
+				return fmt.Errorf("read usage: %w", err)
+			}
+			t.add(e)
+			if len(t.rows) > maxUsageRows || len(t.uses)+len(t.reports) > maxOpen {
+				return invalid("bucket", "this is too much to add up by address", "ask for a shorter time, a longer bucket or fewer groups")
+			}
+		}
+		return nil
+	}
+	early, late := from, to
+	if from.After(beginning) {
+		early = from.Add(-clockSkew)
+	}
+	if to.Before(end) {
+		late = to.Add(time.Minute)
+	}
+	if err := read(early, late, "key.used", "key.use_reported", "key.denied", "key.rate_limited", "credential.rejected"); err != nil {
+		return nil, err
+	}
+	if t.open > 0 && late.Before(end) && late.Before(time.Now()) {
+		if err := read(late, to.Add(projections.OutcomeWindow), "key.use_reported"); err != nil {
+			return nil, err
 		}
 	}
-	for _, u := range t.open {
-		t.settle(u, 0, nil, u.cost)
+	for _, u := range t.uses {
+		if !u.settled {
+			t.count(u, 0, nil, u.cost)
+		}
+	}
+	if len(t.rows) > maxUsageRows {
+		return nil, invalid("bucket", "this is too much to add up by address", "ask for a shorter time, a longer bucket or fewer groups")
 	}
 	return t.list(), nil
 }
@@ -80,24 +108,42 @@ type sum struct {
 	classes           []int64
 }
 
-// use is an admitted request whose outcome has not been read yet.
+// use is an admitted request whose outcome was not known when it was decided.
 type use struct {
 	group
-	cost int64
+	cost    int64
+	settled bool
 }
 
+type report struct {
+	events.KeyUseReported
+	at events.Time
+}
+
+// tally counts as projections.Usage does.
 type tally struct {
-	width   time.Duration
-	by      []string
-	rows    map[group]*sum
-	open    map[string]use                   // by decision
-	reports map[string]events.KeyUseReported // that came before their use
+	width    time.Duration
+	by       []string
+	from, to time.Time
+	rows     map[group]*sum
+	uses     map[string]*use   // by decision
+	reports  map[string]report // the first of each decision
+	open     int               // uses that are not settled
+}
+
+// within says whether a fact of that time is counted.
+func (t *tally) within(at events.Time) bool {
+	when := at.Time()
+	return !when.Before(t.from) && when.Before(t.to)
 }
 
 func (t *tally) add(e AuditEvent) {
 	g := group{start: e.Event.Time, keyspace: e.Event.Keyspace, owner: e.Event.Owner, key: e.Event.Key, ip: e.SourceIP}
 	refused := func(code string, fold events.Fold, endpoint string) {
-		g.code, g.endpoint, g.start = code, endpoint, cmp.Or(fold.First, g.start)
+		g.code, g.endpoint, g.start = code, projections.KeptEndpoint(endpoint), cmp.Or(fold.First, g.start)
+		if !t.within(g.start) {
+			return
+		}
 		row := &t.sum(g).row
 		row.Requests += fold.Count
 		if code == string(domain.CodeRateLimited) {
@@ -108,18 +154,27 @@ func (t *tally) add(e AuditEvent) {
 	}
 	switch d := e.Event.Data.(type) {
 	case events.KeyUsed:
-		g.code, g.endpoint, g.method = string(domain.CodeValid), d.Endpoint, d.Method
-		u := use{g, d.CostMicros}
-		if d.Status != nil {
-			t.settle(u, *d.Status, d.LatencyMS, d.CostMicros)
+		if !t.within(g.start) {
 			return
 		}
-		t.open[d.Decision] = u
-		if r, ok := t.reports[d.Decision]; ok {
-			t.reported(r)
+		g.code, g.endpoint, g.method = string(domain.CodeValid), projections.KeptEndpoint(d.Endpoint), projections.KeptMethod(d.Method)
+		u := &use{group: g, cost: d.CostMicros}
+		if d.Status != nil {
+			t.count(u, *d.Status, d.LatencyMS, d.CostMicros)
+			return
 		}
+		if t.uses[d.Decision] != nil {
+			return // recorded before
+		}
+		t.uses[d.Decision] = u
+		t.open++
+		t.settle(d.Decision)
 	case events.KeyUseReported:
-		t.reported(d)
+		if _, said := t.reports[d.Decision]; said {
+			return
+		}
+		t.reports[d.Decision] = report{d, e.Event.Time}
+		t.settle(d.Decision)
 	case events.KeyDenied:
 		refused(d.Code, d.Fold, d.Endpoint)
 	case events.KeyRateLimited:
@@ -129,25 +184,31 @@ func (t *tally) add(e AuditEvent) {
 	}
 }
 
-func (t *tally) reported(r events.KeyUseReported) {
-	u, ok := t.open[r.Decision]
-	if !ok {
-		t.reports[r.Decision] = r
+// settle counts a use with its outcome when both are there.
+func (t *tally) settle(decision string) {
+	u, r := t.uses[decision], t.reports[decision]
+	if u == nil || u.settled || r.at == 0 || r.at.Time().Sub(u.start.Time()) > projections.OutcomeWindow {
 		return
 	}
-	delete(t.open, r.Decision)
-	delete(t.reports, r.Decision)
+	u.settled = true
+	t.open--
+	cost := u.cost
 	if r.CostMicros != nil {
-		u.cost = *r.CostMicros
+		cost = *r.CostMicros
 	}
-	u.endpoint = cmp.Or(r.Endpoint, u.endpoint)
-	t.settle(u, r.Status, &r.LatencyMS, u.cost)
+	to := *u
+	if r.Endpoint != "" {
+		to.endpoint = projections.KeptEndpoint(r.Endpoint)
+	}
+	t.count(&to, r.Status, &r.LatencyMS, cost)
 }
 
-// settle counts a use whose outcome is known; status 0: it is not.
-func (t *tally) settle(u use, status int, latency *int64, cost int64) {
-	u.status = status
-	s := t.sum(u.group)
+// count counts a use; status 0: it is not known.
+func (t *tally) count(u *use, status int, latency *int64, cost int64) {
+	g := u.group
+	g.status = projections.KeptStatus(status)
+	status = g.status
+	s := t.sum(g)
 	s.row.Requests++
 	s.row.CostMicros += cost
 	switch {

@@ -57,6 +57,9 @@ type AuditFilter struct {
 	Endpoint string // as a fact of USAGE names it; of the other streams then nothing
 	IP       string // source address, or network, likewise; whoever asks MUST be allowed to see addresses
 	Types    []string
+	Except   []string    // types that are left out
+	Streams  []string    // LEDGER, USAGE or OPS; none: all
+	Code     string      // of a decision, VALID where it was admitted; of the other streams then nothing
 	Actor    string      // its id, or type:id
 	From     events.Time // of the fact, inclusive
 	To       events.Time // exclusive; what was recorded more than an hour after it happened may be missed
@@ -81,7 +84,8 @@ type AuditEvent struct {
 	SourceIP  string // opened; empty: none, not opened or erased
 	UserAgent string
 
-	json []byte
+	public  bool
+	instead [2]string // of what is sealed, in JSON: the address and the user agent
 }
 
 // MarshalJSON is the envelope, with stream, sequence and line.
@@ -89,7 +93,29 @@ type AuditEvent struct {
 // Whoever may open sealed data sees the stored bytes, an opened datum in its
 // clear form and an erased one as {"erased": true}. Others see the public form:
 // no hashes of secrets, and {"sealed": true} for personal data.
-func (e AuditEvent) MarshalJSON() ([]byte, error) { return e.json, nil }
+func (e AuditEvent) MarshalJSON() ([]byte, error) {
+	body := e.Body
+	if e.public {
+		var err error
+		if body, err = events.Encode(events.Public(e.Event)); err != nil {
+			return nil, err
+		}
+	}
+	ip, agent := sealedOf(e.Event.Data)
+	for i, sealed := range []*events.Sealed{ip, agent} {
+		if sealed == nil {
+			continue
+		}
+		box, err := json.Marshal(sealed)
+		if err != nil {
+			return nil, err
+		}
+		name := [...]string{`"source_ip":`, `"user_agent":`}[i]
+		body = bytes.Replace(body, append([]byte(name), box...), []byte(name+e.instead[i]), 1)
+	}
+	place := fmt.Sprintf(`,"stream":%q,"sequence":%d,"line":%d}`, e.Stream, e.Sequence, e.Line)
+	return append(bytes.TrimSuffix(slices.Clone(body), []byte("}")), place...), nil
+}
 
 // AuditPage is one page of the log.
 type AuditPage struct {
@@ -183,6 +209,16 @@ func (a *Audit) query(f AuditFilter, o Opener, budget int) (*query, error) {
 		}
 		q.types[t] = true
 	}
+	for _, t := range f.Except {
+		if known[t] == 0 {
+			return nil, invalid("except", fmt.Sprintf("%q is not a type of event", t), "one of "+strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+		}
+	}
+	for _, s := range f.Streams {
+		if !slices.Contains(auditStreams[:], s) {
+			return nil, invalid("stream", fmt.Sprintf("%q is not a stream of the log", s), "LEDGER, USAGE or OPS")
+		}
+	}
 	// They become tokens of subjects.
 	if f.Keyspace != "" && !domain.ValidKeyspaceID(f.Keyspace) {
 		return nil, invalid("keyspace", "is not an id of a keyspace", "send the id")
@@ -223,7 +259,10 @@ func streamOf(eventType string) string {
 
 // reads says whether a stream can hold anything that is asked for.
 func (q *query) reads(stream string) bool {
-	if stream != events.Usage && (q.f.IP != "" || q.f.Endpoint != "") {
+	if stream != events.Usage && (q.f.IP != "" || q.f.Endpoint != "" || q.f.Code != "") {
+		return false
+	}
+	if len(q.f.Streams) > 0 && !slices.Contains(q.f.Streams, stream) {
 		return false
 	}
 	if len(q.types) == 0 {
@@ -237,9 +276,20 @@ func (q *query) reads(stream string) bool {
 	return false
 }
 
+// keyless acts are about no key, as their subjects say. Most of OPS is about keys.
+var keyless = map[string]bool{"usage.pruned": true, "privacy.erased": true}
+
 // subjects are those that can hold anything that is asked for; none: all.
 func (q *query) subjects(stream string) []string {
 	keyspace, owner, key := cmpOr(q.f.Keyspace, "*"), cmpOr(q.f.Owner, "*"), cmpOr(q.f.Key, "*")
+	if stream == events.Ops && key == "*" && len(q.types) > 0 {
+		key = events.None
+		for t := range q.types {
+			if !keyless[t] {
+				key = "*"
+			}
+		}
+	}
 	if keyspace+owner+key == "***" || stream == events.Usage && keyspace == "*" {
 		return nil
 	}
@@ -269,7 +319,7 @@ func cmpOr(s, otherwise string) string {
 func (q *query) matches(ctx context.Context, e *events.Envelope) (bool, error) {
 	f := &q.f
 	if !((f.Keyspace == "" || e.Keyspace == f.Keyspace) && (f.Owner == "" || e.Owner == f.Owner) && (f.Key == "" || e.Key == f.Key) &&
-		(q.types == nil || q.types[e.Type]) &&
+		(q.types == nil || q.types[e.Type]) && !slices.Contains(f.Except, e.Type) && (f.Code == "" || codeOf(e.Data) == f.Code) &&
 		(f.Actor == "" || e.Actor.ID == f.Actor || e.Actor.Type+":"+e.Actor.ID == f.Actor) &&
 		(f.From == 0 || e.Time >= f.From) && (f.To == 0 || e.Time < f.To) &&
 		(f.Endpoint == "" || projections.EndpointOf(e.Data) == f.Endpoint)) {
@@ -279,6 +329,21 @@ func (q *query) matches(ctx context.Context, e *events.Envelope) (bool, error) {
 		return true, nil
 	}
 	return q.from(ctx, projections.AddressOf(e.Data))
+}
+
+// codeOf is how a request was decided; empty: this is no decision.
+func codeOf(data events.Payload) string {
+	switch d := data.(type) {
+	case events.KeyUsed:
+		return string(domain.CodeValid)
+	case events.KeyDenied:
+		return d.Code
+	case events.KeyRateLimited:
+		return string(domain.CodeRateLimited)
+	case events.CredentialRejected:
+		return d.Code
+	}
+	return ""
 }
 
 // source begins to read a stream behind a place; nil: there is nothing, and the
@@ -618,49 +683,33 @@ func (q *query) follow(ctx context.Context, at spots, yield func(AuditEvent, err
 
 // show makes a record ready to be answered.
 func (q *query) show(ctx context.Context, r events.Record, at spots) (AuditEvent, error) {
-	e := AuditEvent{Record: r, Cursor: at.cursor()}
-	body := r.Body
-	if q.open == nil {
-		public, err := events.Encode(events.Public(r.Event))
-		if err != nil {
-			return e, err
-		}
-		body = public
-	}
+	e := AuditEvent{Record: r, Cursor: at.cursor(), public: q.open == nil}
 	ip, agent := sealedOf(r.Event.Data)
-	for _, s := range []struct {
-		field  string
-		sealed *events.Sealed
-		clear  *string
-	}{{"source_ip", ip, &e.SourceIP}, {"user_agent", agent, &e.UserAgent}} {
-		if s.sealed == nil {
+	for i, sealed := range []*events.Sealed{ip, agent} {
+		if sealed == nil {
 			continue
 		}
-		instead := []byte(`{"sealed":true}`)
-		if q.open != nil {
-			plain, err := q.open.Open(ctx, s.sealed)
-			switch {
-			case errors.Is(err, seal.ErrErased):
-				instead = []byte(`{"erased":true}`)
-			case errors.Is(err, seal.ErrTampered):
-				instead = []byte(`{"damaged":true}`)
-			case err != nil:
-				return e, fmt.Errorf("open the personal data of event %s: %w", r.Event.ID, err)
-			default:
-				*s.clear = plain
-				if instead, err = json.Marshal(plain); err != nil {
-					return e, err
-				}
+		e.instead[i] = `{"sealed":true}`
+		if q.open == nil {
+			continue
+		}
+		plain, err := q.open.Open(ctx, sealed)
+		switch {
+		case errors.Is(err, seal.ErrErased):
+			e.instead[i] = `{"erased":true}`
+		case errors.Is(err, seal.ErrTampered):
+			e.instead[i] = `{"damaged":true}`
+		case err != nil:
+			return e, fmt.Errorf("open the personal data of event %s: %w", r.Event.ID, err)
+		default:
+			*[]*string{&e.SourceIP, &e.UserAgent}[i] = plain
+			clear, err := json.Marshal(plain)
+			if err != nil {
+				return e, err
 			}
+			e.instead[i] = string(clear)
 		}
-		box, err := json.Marshal(s.sealed)
-		if err != nil {
-			return e, err
-		}
-		name := `"` + s.field + `":`
-		body = bytes.Replace(body, append([]byte(name), box...), append([]byte(name), instead...), 1)
 	}
-	e.json = append(bytes.TrimSuffix(slices.Clone(body), []byte("}")), fmt.Sprintf(`,"stream":%q,"sequence":%d,"line":%d}`, r.Stream, r.Sequence, r.Line)...)
 	return e, nil
 }
 
@@ -671,6 +720,8 @@ func sealedOf(data events.Payload) (ip, agent *events.Sealed) {
 	case events.CredentialRejected:
 		return d.SourceIP, nil
 	case events.SigninFailed:
+		return d.SourceIP, nil
+	case events.ClaimOpened:
 		return d.SourceIP, nil
 	}
 	return nil, nil

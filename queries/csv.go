@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -26,10 +27,14 @@ func WriteCSV(w io.Writer, list iter.Seq2[AuditEvent, error]) error {
 			out.Flush()
 			return err
 		}
+		body, err := e.MarshalJSON()
+		if err != nil {
+			return err
+		}
 		var shown struct {
 			Data json.RawMessage `json:"data"`
 		}
-		if err := json.Unmarshal(e.json, &shown); err != nil {
+		if err := json.Unmarshal(body, &shown); err != nil {
 			return err
 		}
 		v := e.Event
@@ -39,6 +44,65 @@ func WriteCSV(w io.Writer, list iter.Seq2[AuditEvent, error]) error {
 			row[i] = Cell(row[i])
 		}
 		if err := out.Write(row); err != nil {
+			return err
+		}
+	}
+	out.Flush()
+	return out.Error()
+}
+
+// WriteUsageCSV writes figures as a table with a header: the start of the bucket (empty:
+// the whole time), what was grouped by, and the figures, latency in milliseconds.
+func WriteUsageCSV(w io.Writer, rows []UsageRow, by []string) error {
+	out := csv.NewWriter(w)
+	header := []string{"time"}
+	var groups []string
+	for _, name := range []string{"keyspace", "owner", "key", "endpoint", "status", "code", ByIP} {
+		if !slices.Contains(by, name) {
+			continue
+		}
+		if name == "endpoint" {
+			header = append(header, "method")
+		}
+		groups, header = append(groups, name), append(header, name)
+	}
+	if err := out.Write(append(header, "requests", "successes", "errors", "unknown", "denied", "rate_limited", "average_ms", "p50_ms", "p95_ms", "p99_ms", "cost_micros")); err != nil {
+		return err
+	}
+	text := func(s *string) string {
+		if s == nil {
+			return ""
+		}
+		return Cell(*s)
+	}
+	number := func(f *float64) string {
+		if f == nil {
+			return ""
+		}
+		return strconv.FormatFloat(*f, 'f', -1, 64)
+	}
+	for _, r := range rows {
+		line := []string{""}
+		if r.Time != 0 {
+			line[0] = r.Time.String()
+		}
+		for _, name := range groups {
+			switch name {
+			case "endpoint":
+				line = append(line, text(r.Method), text(r.Endpoint))
+			case "status":
+				line = append(line, strconv.Itoa(*r.Status))
+			default:
+				line = append(line, text(map[string]*string{"keyspace": r.Keyspace, "owner": r.Owner, "key": r.Key, "code": r.Code, ByIP: r.IP}[name]))
+			}
+		}
+		for _, n := range []int64{r.Requests, r.Successes, r.Errors, r.Unknown, r.Denied, r.RateLimited} {
+			line = append(line, strconv.FormatInt(n, 10))
+		}
+		for _, f := range []*float64{r.AverageMS, r.P50MS, r.P95MS, r.P99MS} {
+			line = append(line, number(f))
+		}
+		if err := out.Write(append(line, strconv.FormatInt(r.CostMicros, 10))); err != nil {
 			return err
 		}
 	}

@@ -90,7 +90,7 @@ type Extra struct {
 func (q *Queries) Extras(ctx context.Context, ids ...string) (map[string]Extra, error) {
 	rows, err := q.pool.Query(ctx, `select l.key, `+lastUsed+`, l.uses, l.last_secret,
 			case when l.previous_used_at >= k.rotated_at then l.previous_used_at end
-		from keyledger.last_used_v1 l
+		from keyledger.last_used l
 		left join keyledger.keys_v1 k on k.id = l.key
 		left join keyledger.keyspaces_v1 s on s.id = l.keyspace
 		where l.key = any($1)`, ids)
@@ -128,12 +128,19 @@ type KeyFilter struct {
 	UnusedSince   events.Time // not used since then, and older than that
 	ExpiresBefore events.Time
 	AsOf          string // as it was asked for; of a list of the past alone
+	Sort          string // one of Sorts; empty: newest first. For FindKeys alone
 	Limit         int    // 0: DefaultLimit
 	Cursor        string
+
+	ids []string // unless nil: one of these; see FindKeys
 }
 
 func (f KeyFilter) String() string {
-	return fmt.Sprintf("keys %q %q %q %q %q %q %q %d %d", f.Keyspace, f.Owner, f.Status, f.Scope, f.Resource, f.Environment, f.Q, f.UnusedSince, f.ExpiresBefore)
+	s := fmt.Sprintf("keys %q %q %q %q %q %q %q %d %d", f.Keyspace, f.Owner, f.Status, f.Scope, f.Resource, f.Environment, f.Q, f.UnusedSince, f.ExpiresBefore)
+	if !f.newestFirst() {
+		s += fmt.Sprintf(" by %q", f.Sort)
+	}
+	return s
 }
 
 // conditions collects SQL conditions and their arguments.
@@ -160,18 +167,11 @@ const keyColumns = `k.id, k.keyspace, k.owner, k.name, k.first, k.last, k.enviro
 	k.earlier_until, k.revoked_at, k.revoke_reason, k.version, coalesce(l.uses, 0) as uses, ` + lastUsed + ` as last_used_at`
 
 const keyTables = ` from keyledger.keys_v1 k
-	left join keyledger.last_used_v1 l on l.key = k.id
+	left join keyledger.last_used l on l.key = k.id
 	left join keyledger.keyspaces_v1 s on s.id = k.keyspace`
 
-// ListKeys answers a page of keys, newest first, and the cursor of the next one
-// (empty: this is the last). Statuses are as of now. It refuses a filter that
-// makes no sense and a forged cursor with a [*domain.Refusal].
-func (q *Queries) ListKeys(ctx context.Context, f KeyFilter, now time.Time) (keys []KeyView, next string, err error) {
-	limit, err := pageSize(f.Limit)
-	if err != nil {
-		return nil, "", err
-	}
-	var c conditions
+// conditions are those of the filter on the row of a key, at a moment.
+func (f *KeyFilter) conditions(now time.Time) (c conditions, err error) {
 	c.sql = append(c.sql, "k.deleted_at is null")
 	if f.Keyspace != "" {
 		c.add("k.keyspace = ?", f.Keyspace)
@@ -193,7 +193,7 @@ func (q *Queries) ListKeys(ctx context.Context, f KeyFilter, now time.Time) (key
 	case "revoked":
 		c.sql = append(c.sql, "k.revoked_at is not null")
 	default:
-		return nil, "", invalid("status", fmt.Sprintf("%q is not a status that can be asked for", f.Status), "one of active, expired, revoked, rate_limited")
+		return c, invalid("status", fmt.Sprintf("%q is not a status that can be asked for", f.Status), "one of active, expired, revoked, rate_limited")
 	}
 	if f.Scope != "" {
 		c.add("? = any(k.scopes)", f.Scope)
@@ -206,15 +206,33 @@ func (q *Queries) ListKeys(ctx context.Context, f KeyFilter, now time.Time) (key
 	}
 	if f.Q != "" {
 		if strings.ContainsRune(f.Q, 0) {
-			return nil, "", invalid("q", "has a control character", "remove it")
+			return c, invalid("q", "has a control character", "remove it")
 		}
 		c.add("(strpos(lower(k.name), lower(?)) > 0 or starts_with(k.id, ?) or starts_with(k.first, ?) or right(k.last, length(?)) = ?)", f.Q)
 	}
 	if f.UnusedSince != 0 {
-		c.add("coalesce("+lastUsed+", k.created_at) < ?", f.UnusedSince.Time())
+		c.add("k.created_at < ? and coalesce("+lastUsed+", k.created_at) < ?", f.UnusedSince.Time())
 	}
 	if f.ExpiresBefore != 0 {
 		c.add("k.expires_at < ?", f.ExpiresBefore.Time())
+	}
+	return c, nil
+}
+
+// ListKeys answers a page of keys, newest first, and the cursor of the next one
+// (empty: this is the last). Statuses are as of now. It refuses a filter that
+// makes no sense and a forged cursor with a [*domain.Refusal].
+func (q *Queries) ListKeys(ctx context.Context, f KeyFilter, now time.Time) (keys []KeyView, next string, err error) {
+	limit, err := pageSize(f.Limit)
+	if err != nil {
+		return nil, "", err
+	}
+	c, err := f.conditions(now)
+	if err != nil {
+		return nil, "", err
+	}
+	if f.ids != nil {
+		c.add("k.id = any(?)", f.ids)
 	}
 	if f.Cursor != "" {
 		b, err := openCursor("cursor", f.String(), f.Cursor)

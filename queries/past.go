@@ -72,8 +72,16 @@ func (p *Past) At(ctx context.Context, path, text string, now time.Time) (Moment
 		return p.atSequence(ctx, path, n, head)
 	}
 	t, err := time.Parse(time.RFC3339Nano, text)
+	if u, wrong := events.ParseID("evt", text); wrong == nil {
+		t, err = time.UnixMilli(int64(binary.BigEndian.Uint64(u[:8])>>16)), nil
+		if n, found, err := p.sequenceOf(ctx, text, t); err != nil {
+			return Moment{}, err
+		} else if found {
+			return p.atSequence(ctx, path, n, head)
+		}
+	}
 	if err != nil {
-		fix := "RFC 3339, such as 2026-01-18T12:00:00.000Z, a sequence of LEDGER, or now"
+		fix := "RFC 3339, such as 2026-01-18T12:00:00.000Z, a sequence of LEDGER, the id of an event, or now"
 		if strings.Contains(text, " ") {
 			fix += "; write the + of a zone as %2B"
 		}
@@ -103,6 +111,23 @@ func (p *Past) At(ctx context.Context, path, text string, now time.Time) (Moment
 		return Moment{}, fmt.Errorf("no fact of LEDGER from %d to %d is as old as the keyring knows one to be", first, last)
 	}
 	return m, nil
+}
+
+// sequenceOf finds a fact by its id and the time in it.
+func (p *Past) sequenceOf(ctx context.Context, id string, t time.Time) (n uint64, found bool, err error) {
+	if p.q == nil {
+		return 0, false, nil
+	}
+	var sequence int64
+	// The time of a fact is that of its id, but for what a batch rounds.
+	err = p.q.pool.QueryRow(ctx, `select sequence from keyledger.ledger_v1 where time between $2 and $3 and event_id = $1`, id, t.Add(-time.Second), t.Add(time.Second)).Scan(&sequence)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, false, nil
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("find an event by its id: %w", err)
+	}
+	return uint64(sequence), true, nil
 }
 
 // Now is the present end of LEDGER.
@@ -343,6 +368,9 @@ func (p *Past) ListKeys(ctx context.Context, f KeyFilter, at Moment) (keys []Key
 // AtOf is the moment of a list: that of its first page, which the cursor holds,
 // since a fact that is still on its way may move the place of a time.
 func (p *Past) AtOf(ctx context.Context, f KeyFilter, now time.Time) (Moment, error) {
+	if err := f.ofThePast(); err != nil {
+		return Moment{}, err
+	}
 	if f.Cursor == "" {
 		return p.At(ctx, "as_of", f.AsOf, now)
 	}
@@ -388,15 +416,19 @@ func (f *KeyFilter) ofThePast() error {
 	default:
 		return invalid("status", fmt.Sprintf("%q is not a status that can be asked for", f.Status), "one of active, expired, revoked")
 	}
+	if !f.newestFirst() {
+		return invalid("sort", "is not to be had of the past, which is listed newest first", "leave it out, or leave as_of out")
+	}
 	if f.UnusedSince != 0 {
 		return invalid("unused_since", "is not known of the past: LEDGER holds no uses", "leave it out, or leave as_of out")
 	}
 	return nil
 }
 
-// matches says of a key what the conditions of [Queries.ListKeys] say of its row.
+// matches says of a key what the conditions of [Queries.ListKeys] say of its row, but for
+// its uses, and whether it is one of Limited.
 func (f *KeyFilter) matches(k *domain.Key, at events.Time) bool {
-	return (f.Status == "" || k.Status(at) == f.Status) &&
+	return (f.Status == "" || k.Status(at) == f.Status || f.Status == "rate_limited" && k.Status(at) == "active") &&
 		(f.Scope == "" || slices.Contains(k.Scopes, f.Scope)) &&
 		(f.Resource == "" || slices.Contains(k.Resources, f.Resource)) &&
 		(f.Environment == "" || k.Environment == f.Environment) &&

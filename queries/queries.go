@@ -19,7 +19,9 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -85,10 +87,11 @@ func momentBytes(t time.Time, id string) []byte {
 }
 
 func bytesMoment(b []byte) (time.Time, string, bool) {
-	if len(b) < 8 {
+	if len(b) < 8 || !utf8.Valid(b[8:]) || slices.Contains(b[8:], 0) {
 		return time.Time{}, "", false
 	}
-	return time.UnixMilli(int64(binary.BigEndian.Uint64(b))).UTC(), string(b[8:]), true
+	t := time.UnixMilli(int64(binary.BigEndian.Uint64(b))).UTC()
+	return t, string(b[8:]), t.Year() >= 1970 && t.Year() < 10_000 // PostgreSQL knows no later ones
 }
 
 func moment(t *time.Time) events.Time {

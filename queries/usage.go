@@ -18,6 +18,7 @@ type UsageFilter struct {
 	Keyspace string
 	Owner    string
 	Key      string
+	Keys     []string    // any of these; nil: no matter
 	From     events.Time // of a request, inclusive; cut to the minute
 	To       events.Time // exclusive; cut up to the minute
 }
@@ -48,6 +49,25 @@ type UsageRow struct {
 	CostMicros  int64    `json:"cost_micros"`
 }
 
+// minutes is the time in whole minutes: from is cut, to is cut up.
+func (f *UsageFilter) minutes() (from, to time.Time, err error) {
+	from, to = beginning, end
+	if f.From != 0 {
+		from = f.From.Time().Truncate(time.Minute)
+	}
+	if f.To != 0 {
+		to = f.To.Time().Add(time.Minute - 1).Truncate(time.Minute)
+	}
+	if f.To != 0 && f.To < f.From {
+		return from, to, invalid("to", "is before from", "send a later to, or an earlier from")
+	}
+	return from, to, nil
+}
+
+func notABucket(bucket string) error {
+	return invalid("bucket", fmt.Sprintf("%q is not a bucket", bucket), "one of minute, hour, day")
+}
+
 // maxUsageRows bounds an answer; whoever needs more reads the views.
 const maxUsageRows = 10_000
 
@@ -63,30 +83,26 @@ var dimensions = []struct{ name, columns string }{
 
 // Usage adds requests up per bucket (minute, hour, day, or empty: the whole
 // range) and by any of keyspace, owner, key, endpoint, status and code, in time order,
-// the busiest groups first within a bucket. It refuses what makes no sense, and
-// more than 10,000 rows, with a [*domain.Refusal].
+// the busiest groups first within a bucket. It reads days, hours and minutes, whichever
+// are the fewest rows that answer exactly; so an answer costs what it shows. It refuses
+// what makes no sense, and more than 10,000 rows, with a [*domain.Refusal].
 func (q *Queries) Usage(ctx context.Context, f UsageFilter, bucket string, by []string) ([]UsageRow, error) {
-	var c conditions
-	for column, value := range map[string]string{"keyspace": f.Keyspace, "owner": f.Owner, "key": f.Key} {
-		if value != "" {
-			c.add(column+" = ?", value)
-		}
-	}
-	if f.From != 0 {
-		c.add("minute >= ?", f.From.Time().Truncate(time.Minute))
-	}
-	if f.To != 0 {
-		c.add("minute < ?", f.To.Time().Add(time.Minute-1).Truncate(time.Minute))
-	}
+	rows, _, err := q.UsageKept(ctx, f, bucket, by)
+	return rows, err
+}
+
+// UsageKept is [Queries.Usage], and says from when on each resolution is kept. Buckets
+// of a resolution that is not kept any more are missing.
+func (q *Queries) UsageKept(ctx context.Context, f UsageFilter, bucket string, by []string) ([]UsageRow, Kept, error) {
 	start := "null::timestamptz"
 	switch bucket {
 	case "":
 	case "minute":
-		start = "minute"
+		start = "at"
 	case "hour", "day":
-		start = "date_trunc('" + bucket + "', minute, 'UTC')"
+		start = "date_trunc('" + bucket + "', at, 'UTC')"
 	default:
-		return nil, invalid("bucket", fmt.Sprintf("%q is not a bucket", bucket), "one of minute, hour, day")
+		return nil, Kept{}, notABucket(bucket)
 	}
 	selected := []string{start + " as bucket"}
 	grouped := []string{"bucket"}
@@ -97,10 +113,41 @@ func (q *Queries) Usage(ctx context.Context, f UsageFilter, bucket string, by []
 	}
 	for _, name := range by {
 		if !isDimension(name) {
-			return nil, notADimension(name)
+			return nil, Kept{}, notADimension(name)
 		}
 	}
-	rows, err := q.pool.Query(ctx, `select `+strings.Join(selected, ", ")+`,
+	from, to, err := f.minutes()
+	if err != nil {
+		return nil, Kept{}, err
+	}
+	var c conditions
+	c.sql = append(c.sql, "requests <> 0")
+	for column, value := range map[string]string{"keyspace": f.Keyspace, "owner": f.Owner, "key": f.Key} {
+		if value != "" {
+			c.add(column+" = ?", value)
+		}
+	}
+	if f.Keys != nil {
+		c.add("key = any(?)", f.Keys)
+	}
+	// Minutes, hours and days must be those of one moment.
+	tx, err := q.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	if err != nil {
+		return nil, Kept{}, fmt.Errorf("read usage: %w", err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	r, err := readRollups(ctx, tx)
+	if err != nil {
+		return nil, Kept{}, fmt.Errorf("read usage: %w", err)
+	}
+	var parts []string
+	for _, s := range r.spans(bucket, from, to) {
+		parts = append(parts, s.sql(&c))
+	}
+	if len(parts) == 0 {
+		return []UsageRow{}, r.kept, nil
+	}
+	rows, err := tx.Query(ctx, `select `+strings.Join(selected, ", ")+`,
 			sum(requests)::bigint as requests,
 			coalesce(sum(requests) filter (where code = 'VALID' and status between 1 and 399), 0)::bigint as successes,
 			coalesce(sum(requests) filter (where code = 'VALID' and status >= 400), 0)::bigint as errors,
@@ -109,10 +156,11 @@ func (q *Queries) Usage(ctx context.Context, f UsageFilter, bucket string, by []
 			coalesce(sum(requests) filter (where code = 'RATE_LIMITED'), 0)::bigint as rate_limited,
 			sum(measured)::bigint as measured, sum(latency_ms)::bigint as latency_ms, sum(cost_micros)::bigint as cost_micros,
 			array[sum(`+strings.Join(projections.ClassColumns(), "), sum(")+`)]::bigint[] as classes
-		from keyledger.usage_v1 where requests <> 0 and `+c.where()+`
-		group by `+strings.Join(grouped, ", ")+` order by bucket, sum(requests) desc, `+strings.Join(grouped, ", ")+fmt.Sprintf(` limit %d`, maxUsageRows+1), c.args...)
+		from (`+strings.Join(parts, " union all ")+`) u
+		group by `+strings.Join(grouped, ", ")+` having sum(requests) <> 0
+		order by bucket, sum(requests) desc, `+strings.Join(grouped, ", ")+fmt.Sprintf(` limit %d`, maxUsageRows+1), c.args...)
 	if err != nil {
-		return nil, fmt.Errorf("read usage: %w", err)
+		return nil, Kept{}, fmt.Errorf("read usage: %w", err)
 	}
 	type found struct {
 		Bucket                                                    *time.Time
@@ -124,10 +172,10 @@ func (q *Queries) Usage(ctx context.Context, f UsageFilter, bucket string, by []
 	}
 	list, err := pgx.CollectRows(rows, pgx.RowToStructByNameLax[found])
 	if err != nil {
-		return nil, fmt.Errorf("read usage: %w", err)
+		return nil, Kept{}, fmt.Errorf("read usage: %w", err)
 	}
 	if len(list) > maxUsageRows {
-		return nil, invalid("bucket", fmt.Sprintf("this would answer more than %d rows", maxUsageRows), "ask for a shorter time, a longer bucket or fewer groups")
+		return nil, Kept{}, invalid("bucket", fmt.Sprintf("this would answer more than %d rows", maxUsageRows), "ask for a shorter time, a longer bucket or fewer groups")
 	}
 	out := make([]UsageRow, 0, len(list))
 	for _, r := range list {
@@ -145,7 +193,7 @@ func (q *Queries) Usage(ctx context.Context, f UsageFilter, bucket string, by []
 		}
 		out = append(out, row)
 	}
-	return out, nil
+	return out, r.kept, nil
 }
 
 // percentile estimates as analytics.percentile does: within a class latencies

@@ -161,6 +161,7 @@ func Connect(ctx context.Context, c Config) (_ *Node, err error) {
 	if err := n.Share(ctx, conn, c.Node, c.Log); err != nil {
 		return nil, fmt.Errorf("tell other verifiers what is admitted here: %w", err)
 	}
+	n.Tell(conn, c.Node, "verifier")
 	// What is limited counts on; a log that cannot be read says so elsewhere, and
 	// keeps nobody from verifying.
 	if err := n.Recount(ctx, n.Ledger, recountTime, c.Log); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/verify/applied"
 	"github.com/keyledger/keyledger/verify/limit"
 	"github.com/keyledger/keyledger/verify/peers"
 )
@@ -61,6 +62,19 @@ func (v *Verifier) Limited(key *domain.Key) bool {
 	}
 	quota, pool := k.QuotaFor(key, v.ring.Owner(key.Keyspace, key.Owner))
 	return v.limits.UsedUp(&pool, quota, v.now())
+}
+
+// Standing is where a key stands in every window that has a limit, shortest first, and
+// whether its owner's other keys draw from the same pool. Nothing is taken.
+func (v *Verifier) Standing(key *domain.Key) (limits []Limit, shared bool) {
+	k := v.keyspace(key.Keyspace)
+	if k == nil {
+		return nil, false
+	}
+	quota, pool := k.QuotaFor(key, v.ring.Owner(key.Keyspace, key.Owner))
+	var t limit.Taken
+	v.limits.Stand(&pool, quota, v.now(), &t)
+	return t.Limits[:t.N], pool.Key == ""
 }
 
 // LimitedKeys are the ids of the keys of which [Verifier.Limited] is true, some
@@ -197,6 +211,20 @@ func (v *Verifier) Share(ctx context.Context, conn *nats.Conn, node string, log 
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// Tell has this process tell over conn how far it has applied LEDGER, and when it
+// stopped accepting what was revoked, until the verifier is closed (package applied).
+// node is the name under which it records; program says what it is. The ring MUST be
+// ready.
+func (v *Verifier) Tell(conn *nats.Conn, node, program string) *applied.Teller {
+	o := applied.Options{Node: node, Program: program, Ring: v.ring, Lost: v.Lost, Window: v.fresh.window}
+	if v.recorder != nil {
+		o.Held = v.recorder.Held
+	}
+	t := applied.NewTeller(o)
+	v.running.Go(func() { t.Run(v.life, conn) })
+	return t
 }
 
 // Peers is what other verifiers tell and are told; nil before [Verifier.Share].

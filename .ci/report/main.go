@@ -24,6 +24,7 @@ func main() {
 	said := map[[2]string]*strings.Builder{}
 	passed, failed, skipped := 0, 0, 0
 	bad := false
+	var failures []string // named once more at the end
 	in := bufio.NewReader(os.Stdin)
 	for {
 		line, err := in.ReadBytes('\n')
@@ -58,15 +59,27 @@ func main() {
 				skipped++
 				fmt.Printf("--- SKIP: %s %s\n%s", e.Package, e.Test, text(said[at]))
 			}
+			delete(said, at)
 		case "fail", "build-fail":
 			bad = true
 			if e.Test != "" {
 				failed++
-				fmt.Printf("--- FAIL: %s %s (%.2fs)\n", e.Package, e.Test, e.Elapsed)
+				fmt.Printf("--- FAIL: %s (%.2fs)\n", e.Test, e.Elapsed)
+			} else { // it may have ended in the middle of tests
+				for of, b := range said {
+					if of[0] == at[0] && of[1] != "" {
+						fmt.Printf("--- NOT FINISHED: %s\n%s", of[1], text(b))
+						delete(said, of)
+					}
+				}
 			}
+			failures = append(failures, strings.TrimSpace(e.Package+e.ImportPath+" "+e.Test))
 			fmt.Print(text(said[at]))
 			delete(said, at)
 		}
+	}
+	for _, f := range failures {
+		fmt.Println("FAIL:", f)
 	}
 	fmt.Printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped)
 	if bad || failed+skipped > 0 || passed == 0 {

@@ -79,7 +79,7 @@ func named(result *projections.RebuildResult) string {
 // functions of people and dashboards, and triggers, rules and policies on tables, of
 // which there are none.
 const definitions = `
-	select 'view analytics.' || quote_ident(viewname), definition from pg_views where schemaname = 'analytics'
+	select 'view ' || quote_ident(schemaname) || '.' || quote_ident(viewname), definition from pg_views where schemaname in ('keyledger', 'analytics')
 	union all select 'function ' || p.oid::regprocedure::text, pg_get_functiondef(p.oid) from pg_proc p join pg_namespace n on n.oid = p.pronamespace where n.nspname = 'analytics' and p.prokind = 'f'
 	union all select 'trigger ' || quote_ident(tgname) || ' on ' || quote_ident(n.nspname) || '.' || quote_ident(c.relname), pg_get_triggerdef(t.oid) from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace where n.nspname in ('keyledger', 'analytics') and not tgisinternal
 	union all select 'rule ' || quote_ident(rulename) || ' on ' || quote_ident(schemaname) || '.' || quote_ident(tablename), definition from pg_rules where schemaname in ('keyledger', 'analytics') and rulename <> '_RETURN'
@@ -105,7 +105,7 @@ func (r *run) schema(ctx context.Context) error {
 		return err
 	}
 	if _, err := tx.Exec(ctx, migrations.Views); err != nil {
-		r.line(Fail, subject, Row, nil, "the views of schema analytics cannot be made again beside what is there, so they are not this program's: %v", err)
+		r.line(Fail, subject, Row, nil, "the views cannot be made again beside what is there, so they are not this program's: %v", err)
 		return nil
 	}
 	after, err := read(ctx, tx)

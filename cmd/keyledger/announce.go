@@ -22,6 +22,8 @@ func (a *app) announce(p devPlaces) {
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 3, ' ', 0)
 	fmt.Fprintf(w, "keyledger is running (started in %.1f s)\n\n", time.Since(p.started).Seconds())
 	fmt.Fprintf(w, "  API\t%s\n", p.API)
+	fmt.Fprintf(w, "  Console\t%s\n", p.Console)
+	fmt.Fprintf(w, "  \tsigns you in, once and for ten minutes; `keyledger console` prints another link\n")
 	fmt.Fprintf(w, "  Gateway\t%s/{keyspace}/… to a demo upstream that echoes the request\n", p.Gateway)
 	fmt.Fprintf(w, "  NATS\t%s\n", p.NATS)
 	if p.private {

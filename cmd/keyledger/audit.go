@@ -53,7 +53,7 @@ func (a *app) auditCommand() *cobra.Command {
 		commands  []*cobra.Command
 	}{
 		{"read", "What happened:", []*cobra.Command{a.auditListCommand(), a.auditTailCommand(), a.auditHistoryCommand(), a.auditLeakedCommand()}},
-		{"past", "What was, and why:", []*cobra.Command{a.auditAsOfCommand(), a.auditDiffCommand(), a.auditExplainCommand()}},
+		{"past", "What was, and why:", []*cobra.Command{a.auditAsOfCommand(), a.auditDiffCommand(), a.auditExplainCommand(), a.auditWhoCouldCommand()}},
 		{"proof", "That it is complete and unaltered:", []*cobra.Command{a.auditExportCommand(), a.auditVerifyCommand(), a.auditKeyCommand(),
 			a.auditProveCommand(), a.auditCheckpointCommand(), a.auditReceiptCommand(), a.auditWitnessCommand(), a.auditScrubCommand()}},
 		{"keep", "How long it is kept:", []*cobra.Command{a.auditPruneCommand(), a.auditHoldCommand()}},

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -358,45 +357,19 @@ func (a *app) exportPlain(cmd *cobra.Command, file, format string, scope bundle.
 	return err
 }
 
-// cloudEvent is an event in the JSON format of CloudEvents 1.0. Its attributes are those
-// of the headers on FEED; stream, sequence and line are an extension each.
-type cloudEvent struct {
-	SpecVersion     string          `json:"specversion"`
-	ID              string          `json:"id"`
-	Source          string          `json:"source"`
-	Type            string          `json:"type"`
-	Subject         string          `json:"subject,omitempty"`
-	Time            events.Time     `json:"time"`
-	DataContentType string          `json:"datacontenttype"`
-	Stream          string          `json:"stream"`
-	Sequence        string          `json:"sequence"`
-	Line            int             `json:"line"`
-	Data            json.RawMessage `json:"data"`
-}
-
 // writeCloudEvents writes the events of an NDJSON answer as CloudEvents, one a line.
-// Their data is the whole envelope, as on FEED.
 func writeCloudEvents(w io.Writer, r io.Reader) (n int64, err error) {
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
 	lines := bufio.NewScanner(r)
 	lines.Buffer(make([]byte, 64<<10), longestLine)
+	var out []byte
 	for ; lines.Scan(); n++ {
 		var e eventView
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			return n, err
 		}
-		var subject []string
-		for _, s := range []string{e.Owner, e.Key} {
-			if s != "" {
-				subject = append(subject, s)
-			}
-		}
-		if len(subject) == 0 && e.Keyspace != "" {
-			subject = []string{e.Keyspace}
-		}
-		if err := enc.Encode(cloudEvent{"1.0", e.ID, "/keyledger/" + e.Keyspace, e.Type, strings.Join(subject, "/"), e.Time, "application/json",
-			e.Stream, strconv.FormatUint(e.Sequence, 10), e.Line, bytes.Clone(lines.Bytes())}); err != nil {
+		out = events.AppendCloudEvent(out[:0], &events.Record{Stream: e.Stream, Sequence: e.Sequence, Line: e.Line,
+			Event: events.Envelope{ID: e.ID, Type: e.Type, Time: e.Time, Keyspace: e.Keyspace, Owner: e.Owner, Key: e.Key}}, lines.Bytes())
+		if _, err := w.Write(append(out, '\n')); err != nil {
 			return n, err
 		}
 	}

@@ -19,8 +19,9 @@ func TestAuditors(t *testing.T) {
 	}
 	tr := newTour(t)
 	// Whoever runs the service is asked, not the auditor of the tour.
-	// Refusals are recorded by the second.
-	more := []string{"unset KEYLEDGER_TOKEN", "until keyledger audit list --type key.denied | grep -q .; do :; done", "OPERATOR=$(keyledger root-key list | grep 'first operator' | cut -f 1)"}
+	// A refusal, which is recorded by the second.
+	more := []string{"unset KEYLEDGER_TOKEN", "keyledger keys create --keyspace parcelbird --owner acme --name Refused --scopes keys:manage --secret-file refused.key >refused.txt",
+		`curl -H "Authorization: Bearer $(cat refused.key)" $GATEWAY/parcelbird/v1/parcels/1 >refused.txt`, "until keyledger audit list --type key.denied | grep -q .; do :; done", "OPERATOR=$(keyledger root-key list | grep 'first operator' | cut -f 1)"}
 	var commands []string
 	_, controls, _ := strings.Cut(string(page), "\n## Controls\n")
 	for line := range strings.Lines(controls) {

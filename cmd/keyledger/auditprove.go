@@ -45,7 +45,8 @@ func (a *app) auditProveCommand() *cobra.Command {
 		},
 		Long: `Fetch the proof that an event stands in the signed log, check it on this machine,
 and with -o keep it as a C2SP tlog-proof, which other people's tools read too. A
-proof that does not hold ends with exit code 7.
+proof that does not hold ends with exit code 7. "keyledger audit verify FILE" checks a
+kept one again, offline.
 
 Without --log-key the key is asked from the service that is to be checked: give
 the one that you were given by another way.`,
@@ -120,33 +121,42 @@ func (a *app) auditProve(cmd *cobra.Command, at audit.Place, given []string, fil
 	return err
 }
 
-// checkProof checks a C2SP tlog-proof of an event against keys of its log.
+// proofKind is the first line of a C2SP tlog-proof.
+const proofKind = "c2sp.org/tlog-proof@v1"
+
+// checkProof checks a C2SP tlog-proof of an event against keys of its log. Without a place
+// it is of whatever event its leaf says. One that is written otherwise than the log writes
+// it is refused, so that nothing of a file that passes can be changed, but signatures that
+// are not looked at.
 func checkProof(b []byte, at audit.Place, keys []note.Verifier) (p provenEvent, err error) {
 	head, checkpoint, ok := strings.Cut(string(b), "\n\n")
 	lines := strings.Split(head, "\n")
-	if !ok || len(lines) < 3 || lines[0] != "c2sp.org/tlog-proof@v1" {
+	if !ok || len(lines) < 3 || lines[0] != proofKind {
 		return p, errors.New("it is not a C2SP tlog-proof")
 	}
 	extra, ok1 := strings.CutPrefix(lines[1], "extra ")
 	index, ok2 := strings.CutPrefix(lines[2], "index ")
 	text, err := base64.StdEncoding.DecodeString(extra)
-	if err != nil || !ok1 || !ok2 {
+	if err != nil || !ok1 || !ok2 || base64.StdEncoding.EncodeToString(text) != extra {
 		return p, errors.New("it has no leaf, or no index")
 	}
 	leaf, err := audit.ParseLeaf(text)
 	if err != nil {
 		return p, err
 	}
+	if at == (audit.Place{}) {
+		at = leaf.Place
+	}
 	if leaf.Place != at {
 		return p, fmt.Errorf("it is one of %s", leaf.Place)
 	}
-	if p.Index, err = strconv.ParseInt(index, 10, 64); err != nil {
+	if p.Index, err = strconv.ParseInt(index, 10, 64); err != nil || strconv.FormatInt(p.Index, 10) != index {
 		return p, errors.New("its index is no number")
 	}
 	var hashes tlog.RecordProof
 	for _, line := range lines[3:] {
 		h, err := tlog.ParseHash(line)
-		if err != nil {
+		if err != nil || h.String() != line {
 			return p, errors.New("one of its hashes is none")
 		}
 		hashes = append(hashes, h)

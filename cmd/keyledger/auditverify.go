@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -13,15 +14,16 @@ import (
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/audit/bundle"
 	"github.com/keyledger/keyledger/audit/inspect"
+	"github.com/keyledger/keyledger/events"
 )
 
 func (a *app) auditVerifyCommand() *cobra.Command {
-	var file, policyFile, config string
+	var file, policyFile, config, checkpoint string
 	var keys, earlier []string
 	var scope bundle.Scope
 	var streamsOnly bool
 	cmd := &cobra.Command{
-		Use: "verify [BUNDLE]", Short: "Check an export offline, or the installation itself: is the log complete and unaltered", Args: takesUpTo("BUNDLE"),
+		Use: "verify [FILE]", Short: "Check an export or a proof offline, or the installation itself: is the log complete and unaltered", Args: takesUpTo("FILE"),
 		Long: `With a bundle, check an export offline. PASS says that the log's key stands by exactly
 these events, and that none of the scope is missing. FAIL says which is the first place
 that is wrong, and why; the exit code is 7 then. No service and no network is asked.
@@ -31,7 +33,14 @@ from somebody you trust: the one in the bundle was put there by whoever made it.
 --keyspace, --owner and --key say what the export must be about. --policy also asks
 for the signatures of witnesses.
 
-Without one, check the installation: NATS, PostgreSQL and the published directory
+With the proof of one event, as "keyledger audit prove -o" and the console save it (a
+C2SP tlog-proof), say whether the log's key signed a tree that has that event, offline
+likewise. The SHA-256 is that of the event's stored bytes, as an export has them.
+--checkpoint also compares the tree with one of the same size that you have from
+elsewhere: two that differ are evidence against the log. --policy then counts its
+signatures, since the checkpoint in a proof has the log's own alone.
+
+Without a file, check the installation: NATS, PostgreSQL and the published directory
 themselves, beside the running service or where it refuses to start. Every stream is
 read and hashed again and compared with every checkpoint that any of them remembers;
 every read model is compared with a rebuild, and each row that is not right is named.
@@ -45,12 +54,13 @@ receipt; it may be given more than once.`,
 		Example: `  keyledger audit verify bundle.tar.gz --log-key log.key
   keyledger audit verify --bundle bundle.tar.gz --log-key keyledger-…+1234abcd+…
   keyledger audit verify --bundle bundle.tar.gz --log-key log.key --keyspace parcelbird --owner org_1
+  keyledger audit verify ledger-17.proof --log-key log.key
   keyledger audit verify --config serve.yaml --log-key log.key
   keyledger audit verify --config serve.yaml --log-key log.key --policy policy.txt --earlier january.tar.gz --earlier revoke.receipt`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
 				if file != "" {
-					return usageError("name one bundle: with --bundle or without")
+					return usageError("name one file: with --bundle or without")
 				}
 				file = args[0]
 			}
@@ -66,6 +76,10 @@ receipt; it may be given more than once.`,
 			if err != nil {
 				return err
 			}
+			text, isProof := savedProof(file)
+			if checkpoint != "" && !isProof {
+				return usageError("--checkpoint is for the proof of one event; for the installation --earlier takes one")
+			}
 			if file == "" {
 				if (bundle.Scope{} != scope) {
 					return usageError("--keyspace, --owner and --key say what a bundle must be about")
@@ -73,10 +87,16 @@ receipt; it may be given more than once.`,
 				return a.verifyInstallation(cmd, config, inspect.Options{Keys: given, Policy: policy, WithoutModels: streamsOnly}, earlier)
 			}
 			if len(given) == 0 {
-				return usageError("--log-key is needed with a bundle: the key in a bundle proves nothing by itself; `keyledger audit key` prints the log's")
+				return usageError("--log-key is needed with a file: the key in a bundle proves nothing by itself; `keyledger audit key` prints the log's")
 			}
 			if len(earlier) > 0 || streamsOnly {
-				return usageError("--earlier and --streams-only are for the installation, not for a bundle")
+				return usageError("--earlier and --streams-only are for the installation, not for a file")
+			}
+			if isProof {
+				if (bundle.Scope{} != scope) {
+					return usageError("--keyspace, --owner and --key say what a bundle must be about; FILE is the proof of one event")
+				}
+				return a.verifyProof(file, text, checkpoint, given, policy)
 			}
 			o := bundle.Options{Keys: given}
 			if policy != nil {
@@ -91,9 +111,10 @@ receipt; it may be given more than once.`,
 			return a.verifyBundle(file, o)
 		},
 	}
-	cmd.Flags().StringVar(&file, "bundle", "", "an export, a tar.gz; BUNDLE says the same; without one the installation is checked")
+	cmd.Flags().StringVar(&file, "bundle", "", "an export, a tar.gz, or a proof; FILE says the same; without one the installation is checked")
 	cmd.Flags().StringArrayVar(&keys, "log-key", nil, "verifier key of the log, or a file of them; may be given more than once")
 	cmd.Flags().StringVar(&policyFile, "policy", "", "file that says whose signatures must be there (Sigsum's format)")
+	cmd.Flags().StringVar(&checkpoint, "checkpoint", "", "with a proof: compare its tree with this checkpoint")
 	cmd.Flags().StringVar(&scope.Keyspace, "keyspace", "", "the export must be about this keyspace")
 	cmd.Flags().StringVar(&scope.Owner, "owner", "", "and this owner")
 	cmd.Flags().StringVar(&scope.Key, "key", "", "and this key id")
@@ -145,6 +166,86 @@ func (a *app) verifyBundle(file string, o bundle.Options) error {
 		return quietly(exitProof)
 	}
 	return nil
+}
+
+// longestProof is far more than the proof of one event takes, with all its signatures.
+const longestProof = 1 << 20
+
+// savedProof is a file that says it is the proof of one event; of any other file it is false.
+func savedProof(file string) (text []byte, ok bool) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, false // who reads it next says so
+	}
+	defer f.Close()
+	text, err = io.ReadAll(io.LimitReader(f, longestProof))
+	return text, err == nil && bytes.HasPrefix(text, []byte(proofKind+"\n"))
+}
+
+// verifiedProof is what is printed of the proof of one event.
+type verifiedProof struct {
+	Pass   bool   `json:"pass"`
+	Reason string `json:"reason,omitempty"` // of a failure
+	*provenEvent
+	Keyspace  string      `json:"keyspace,omitempty"`
+	Owner     string      `json:"owner,omitempty"`
+	About     string      `json:"about,omitempty"` // key id
+	Time      events.Time `json:"time,omitzero"`
+	Witnesses []string    `json:"witnesses,omitempty"` // that the policy names, and that have signed
+}
+
+// verifyProof checks the proof of one event, and prints the outcome.
+func (a *app) verifyProof(file string, text []byte, checkpoint string, keys []note.Verifier, policy *audit.Policy) error {
+	var v verifiedProof
+	p, err := checkProof(text, audit.Place{}, keys)
+	_, signed, _ := bytes.Cut(text, []byte("\n\n"))
+	if err == nil && checkpoint != "" {
+		if signed, err = os.ReadFile(checkpoint); err != nil {
+			return usageError("--checkpoint cannot be read: %v", errors.Unwrap(err))
+		}
+		var c audit.Checkpoint
+		c, _, err = audit.Open(signed, audit.Origin(keys[0].Name(), p.Stream), keys...)
+		switch {
+		case err != nil:
+			err = fmt.Errorf("the checkpoint is not one of this stream that a key of the log has signed: %w", err)
+		case c.Size != p.Size:
+			return fmt.Errorf("the checkpoint is of %d events, and the proof leads to a tree of %d: one says nothing about the other. Without --checkpoint the proof is checked by itself", c.Size, p.Size)
+		case c.Root.String() != p.Root:
+			err = fmt.Errorf("the log's key signed two trees of %d events with different roots: this proof and the checkpoint together are evidence of it. Keep both", c.Size)
+		}
+	}
+	if err == nil && policy != nil {
+		if v.Witnesses, _ = policy.Signers(signed); !policy.Satisfied(signed) {
+			err = errors.New(policy.Lacking(signed))
+		}
+	}
+	if err != nil {
+		v = verifiedProof{Reason: err.Error()}
+	} else {
+		v.Pass, v.provenEvent = true, &p
+		v.Keyspace, v.Owner, v.About, v.Time = p.leaf.Keyspace, p.leaf.Owner, p.leaf.Key, p.leaf.Time
+	}
+	switch {
+	case a.asJSON:
+		err = a.printValue(v)
+	case !v.Pass:
+		if _, err = fmt.Fprintf(a.stdout, "FAIL  %s\n", clean(file)); err == nil {
+			err = a.fields([][2]string{{"why", v.Reason}})
+		}
+	default:
+		if _, err = fmt.Fprintf(a.stdout, "PASS  %s\n", clean(file)); err == nil {
+			fields := [][2]string{{"event", p.leaf.Place.String()}, {"keyspace", orDash(v.Keyspace)}, {"owner", orDash(v.Owner)}, {"key", orDash(v.About)},
+				{"time", v.Time.String()}, {"sha-256", p.SHA256}, {"stands as", fmt.Sprintf("leaf %d of %d", p.Index, p.Size)}, {"root", p.Root}, {"signed by", p.Key}}
+			if policy != nil {
+				fields = append(fields, [2]string{"witnessed by", joined(v.Witnesses)})
+			}
+			err = a.fields(fields)
+		}
+	}
+	if err == nil && !v.Pass {
+		return quietly(exitProof)
+	}
+	return err
 }
 
 // checkBundle checks a bundle with a progress bar.

@@ -48,7 +48,8 @@ Modes:
   strict     the same, answered when the use is on disk
   gateway    the gateway, beside a bare reverse proxy in Go
   inprocess  the verifier as a library, with 1,000 keys and with many
-  revoke     from the answer of a revocation to the refusal elsewhere
+  revoke     from the answer of a revocation to the refusal elsewhere, and from its
+             request to subscribers: live, FEED, Server-Sent Events, a webhook
   all        all of them
 
 After the rounds it reads what was recorded, and fails unless that is as much

@@ -32,8 +32,11 @@ func runBench(t testing.TB, args ...string) benchReport {
 // was recorded. How fast it was says nothing here.
 func TestBench(t *testing.T) {
 	r := runBench(t, "--mode", "all", "--seconds", "0.2", "--many", "2000", "--revocations", "3")
-	recorded := 0
+	recorded, told := 0, 0
 	for _, row := range r.Rows {
+		if strings.HasPrefix(row.Name, "revoke sent → ") && row.Answered == 3 && row.P50 > 0 {
+			told++
+		}
 		if row.PerSecond <= 0 {
 			t.Errorf("%s: nothing was measured", row.Name)
 		}
@@ -43,6 +46,9 @@ func TestBench(t *testing.T) {
 				t.Errorf("%s: %d answered, %d recorded", row.Name, row.Answered, row.Recorded)
 			}
 		}
+	}
+	if told != 4 {
+		t.Errorf("%d ways of being told were measured: %+v", told, r.Rows)
 	}
 	if want := 4; recorded != want {
 		t.Errorf("%d rows say what was recorded, want %d: %+v", recorded, want, r.Rows)

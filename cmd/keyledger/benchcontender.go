@@ -14,9 +14,11 @@ import (
 	"path/filepath"
 	"runtime/pprof"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
@@ -31,6 +33,8 @@ import (
 	"github.com/keyledger/keyledger/internal/bench"
 	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/projections/keyring"
+	"github.com/keyledger/keyledger/projections/recent"
+	"github.com/keyledger/keyledger/reactors"
 	"github.com/keyledger/keyledger/verify"
 )
 
@@ -45,6 +49,7 @@ type contender struct {
 	Master   []byte        `json:"master"`
 	Profile  string        `json:"profile"` // file for a CPU profile; empty: none
 	Listen   bool          `json:"listen"`  // let others follow its ledger
+	Feed     bool          `json:"feed"`    // write FEED, for subscribers
 	During   time.Duration `json:"during"`  // in process: of one round
 	Without  []string      `json:"without"` // of "wal": no write-ahead log
 }
@@ -57,6 +62,7 @@ type contenderReady struct {
 	Secrets []string `json:"secrets,omitempty"`
 	IDs     []string `json:"ids,omitempty"` // of the keys with these secrets
 	Master  []byte   `json:"master"`
+	Node    string   `json:"node,omitempty"` // under which it records
 	Error   string   `json:"error,omitempty"`
 }
 
@@ -68,7 +74,11 @@ type tally struct {
 	Gaps     int64         `json:"gaps"` // uses declared as lost
 
 	InProcess []inProcess `json:"in_process,omitempty"`
-	Error     string      `json:"error,omitempty"`
+
+	// After "measured": microseconds until each node refused a revoked key, by key and
+	// node, as keyledger reports it.
+	Measured map[string]map[string]int64 `json:"measured,omitempty"`
+	Error    string                      `json:"error,omitempty"`
 }
 
 // The documents of the benchmark: three windows, everything that a product
@@ -129,6 +139,8 @@ func (a *app) contend(ctx context.Context) error {
 			err = r.profile()
 		case "check\n":
 			t, err = r.check(ctx)
+		case "measured\n":
+			t.Measured = r.measured()
 		case "run\n":
 			t.InProcess, err = r.library.run(ctx, r.During)
 		}
@@ -249,12 +261,75 @@ func (r *rival) open(ctx context.Context, ready *contenderReady) error {
 		Program: "bench", Name: verify.NodeName("bench"), Conn: r.conn, Replicas: 1,
 		SyncAlways: r.syncs, Unverified: r.server == nil,
 		HeadFile: filepath.Join(r.Dir, "head.json"), WAL: log, Master: seal.Master(r.Master), Log: r.log,
+		Measures: r.Listen,
 	})
 	if err != nil {
 		return err
 	}
 	r.node.commands = &commands.Commands{Ledger: r.node.ledger, Ring: r.node.ring}
+	if r.node.verifiers != nil {
+		r.node.commands.Appended = r.node.verifiers.Appended
+	}
+	ready.Node = r.node.config.Name
+	if r.Feed {
+		return r.feed(ctx)
+	}
 	return nil
+}
+
+// measured is what the service says of the revocations that it knows of.
+func (r *rival) measured() map[string]map[string]int64 {
+	all := map[string]map[string]int64{}
+	if r.node == nil || r.node.verifiers == nil {
+		return all
+	}
+	for _, m := range r.node.verifiers.Revocations(time.Now()) {
+		all[m.Key] = map[string]int64{}
+		for _, s := range m.Stopped {
+			all[m.Key][s.Node] = s.DelayUS
+		}
+	}
+	return all
+}
+
+// feed writes FEED, follows it and sends to webhooks, as a node with PostgreSQL does.
+func (r *rival) feed(ctx context.Context) error {
+	feed, err := reactors.NewFeed(reactors.FeedOptions{Ledger: r.node.ledger, Conn: r.conn, Void: r.node.ring.Void, Log: r.log})
+	if err != nil {
+		return err
+	}
+	fed, at, err := r.node.ledger.LastFed(ctx)
+	if err != nil {
+		return err
+	}
+	r.node.recent = recent.New(recent.Place{Feed: fed, Ledger: at})
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() { _ = feed.Run(ctx) })
+	running.Go(func() { r.node.followRecent(ctx, fed) })
+	js, err := jetstream.New(r.conn)
+	if err == nil {
+		r.node.config.Webhooks, err = webhookSettings{AllowHTTP: true, AllowPrivate: []string{"127.0.0.0/8"}}.policy()
+	}
+	if err == nil {
+		err = r.node.sendToWebhooks(ctx, js)
+	}
+	if err != nil {
+		stop()
+		return err
+	}
+	r.last = append(r.last, func(context.Context) { stop(); running.Wait() })
+	// The keys that were made for this are in FEED before anything is measured.
+	head, err := r.node.ledger.Head(ctx, events.Ledger)
+	for err == nil && at < head {
+		select {
+		case <-time.After(10 * time.Millisecond):
+			_, at, err = r.node.ledger.LastFed(ctx)
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	return err
 }
 
 // syncs is asked of the contender that runs the server.

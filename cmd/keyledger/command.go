@@ -104,8 +104,10 @@ func (a *app) get(cmd *cobra.Command, path string, query url.Values, header http
 
 // pages reads a list that is answered as {<name>: […], next_cursor}: one page,
 // or with all every page. It returns the members and, as JSON, the answer: the
-// API's own bytes for one page, and one document of the same shape for several.
+// API's own bytes for one page, and one document of the same shape for several, with the
+// last page's word on what is said of all.
 func (a *app) pages(cmd *cobra.Command, path, name, cursorName string, query url.Values, header http.Header, all bool) (members []json.RawMessage, next string, body []byte, err error) {
+	rest := map[string]any{}
 	for first := true; ; first = false {
 		r, err := a.get(cmd, path, query, header)
 		if err != nil {
@@ -128,6 +130,9 @@ func (a *app) pages(cmd *cobra.Command, path, name, cursorName string, query url
 			_ = json.Unmarshal(raw, &next) // null: the end
 		}
 		members = append(members, some...)
+		for name, raw := range page {
+			rest[name] = raw
+		}
 		if !all || next == "" {
 			if first {
 				return members, next, r.body, nil
@@ -135,7 +140,8 @@ func (a *app) pages(cmd *cobra.Command, path, name, cursorName string, query url
 			if members == nil {
 				members = []json.RawMessage{}
 			}
-			return members, "", jsonBody(map[string]any{name: members, "next_cursor": nil}), nil
+			rest[name], rest["next_cursor"] = members, nil
+			return members, "", jsonBody(rest), nil
 		}
 		query.Set(cursorName, next)
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,8 @@ import (
 	"github.com/keyledger/keyledger/api"
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/commands"
+	"github.com/keyledger/keyledger/commands/subscribers"
+	"github.com/keyledger/keyledger/console"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/seal"
@@ -26,15 +29,20 @@ import (
 	"github.com/keyledger/keyledger/gateway/demo"
 	"github.com/keyledger/keyledger/internal/embedded"
 	"github.com/keyledger/keyledger/keyspaces"
+	"github.com/keyledger/keyledger/reactors/sinks"
 	"github.com/keyledger/keyledger/verify"
 )
+
+// devMemory is in bytes, a soft limit: a million keys take a tenth of it.
+const devMemory = 3 << 30
 
 // devFlags are the settings of `keyledger dev`; every one has a default that
 // works.
 type devFlags struct {
 	stateDir, listen, gatewayListen, natsListen, postgresURL string
 	noSample, ephemeral, verbose                             bool
-	usageRetention, logPolicy                                string
+	usageRetention, logPolicy, sinks, openID                 string
+	open                                                     bool
 	authz                                                    authzSettings
 }
 
@@ -61,6 +69,9 @@ machine.`,
 	fl.StringVar(&f.authz.AuthzSocket, "authz-socket", "", "Unix socket that answers forward-auth without a token (default: none; the API answers it with X-Authz-Token)")
 	fl.StringVar(&f.postgresURL, "postgres-url", "", "use this PostgreSQL instead of a private one (a URL with a password belongs into KEYLEDGER_POSTGRES_URL)")
 	fl.StringVar(&f.logPolicy, "log-policy", "", "file that names the witnesses of the audit log")
+	fl.StringVar(&f.sinks, "sinks", "", "file in YAML that names systems to deliver facts to")
+	fl.StringVar(&f.openID, "openid", "", "file in YAML with the settings openid of serve: the identity provider of the console")
+	fl.BoolVar(&f.open, "open", false, "open the console in the browser")
 	fl.BoolVar(&f.noSample, "no-sample", false, "leave out sample owners, keys and traffic")
 	fl.BoolVar(&f.ephemeral, "ephemeral", false, "keep nothing: use a temporary state directory and remove it at the end")
 	fl.StringVar(&f.usageRetention, "usage-retention", "", "how long uses stay in USAGE, such as 400d (default: for ever)")
@@ -76,11 +87,28 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	var delivered []*sinks.Sink
+	if f.sinks != "" {
+		if delivered, err = readSinks(f.sinks, true); err != nil {
+			return err
+		}
+	}
+	var openID *console.OpenID
+	if f.openID != "" {
+		if openID, err = openIDOf(f.openID); err != nil {
+			return err
+		}
+	}
 	if f.stateDir, err = a.stateDir(f); err != nil {
 		return err
 	}
 	if f.ephemeral {
 		defer os.RemoveAll(f.stateDir)
+	}
+	// A NATS server keeps what it has read until memory is collected: reading a large log
+	// once would leave all of it here.
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(devMemory)
 	}
 	state, err := embedded.OpenStateDir(f.stateDir)
 	if err != nil {
@@ -111,7 +139,7 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	natsAddr := probe.Addr().String()
 	probe.Close()
 
-	server, err := embedded.StartNATS(embedded.NATSConfig{Dir: state.NATS(), Listen: natsAddr, Log: log.With("part", "nats")})
+	server, err := embedded.StartNATS(embedded.NATSConfig{Dir: state.NATS(), Listen: natsAddr, Account: subscribers.Account, Offers: subscribers.Exports, Log: log.With("part", "nats")})
 	if err != nil {
 		return err
 	}
@@ -150,13 +178,18 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 			return err
 		}
 	}
+	// Receivers under development are on this machine.
+	hooks, err := webhookSettings{AllowHTTP: true, AllowPrivate: []string{"127.0.0.0/8", "::1"}}.policy()
+	if err != nil {
+		return err
+	}
 	var routed atomic.Pointer[gateway.Gateway] // set once there is a gateway that new keyspaces get a route in
 	name := verify.NodeName("dev")
 	var n *node
 	n, err = openNode(ctx, nodeConfig{
 		Program: "dev", Name: name, Conn: conn, Pool: pool, Replicas: 1,
 		SyncAlways: func(context.Context) (bool, error) { return server.SyncAlways(), nil },
-		HeadFile:   state.File("head.json"), WAL: state.File("wal"), Master: master, Signs: true, LogDir: state.File("log"), LogPolicy: policy, UsageRetention: keep, Log: log,
+		HeadFile:   state.File("head.json"), WAL: state.File("wal"), Master: master, Signs: true, LogDir: state.File("log"), LogPolicy: policy, UsageRetention: keep, Sinks: delivered, Webhooks: hooks, Accounts: server.SetAccounts, Log: log,
 		OnKeyspace: func(*domain.Keyspace) {
 			if g := routed.Load(); g != nil {
 				if err := g.SetRoutes(devRoutes(n, upstream.Addr().String())); err != nil {
@@ -182,9 +215,10 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	here := []string{"127.0.0.0/8", "::1/128"}
 	gw, err := gateway.New(gateway.Config{
 		Routes:         devRoutes(n, upstream.Addr().String()),
-		TrustedProxies: []string{"127.0.0.0/8", "::1/128"},
+		TrustedProxies: here,
 	}, n.verifier, n.recorder, log)
 	if err != nil {
 		return err
@@ -195,7 +229,7 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 		return err
 	}
 
-	z, err := forwardAuth(n, gateway.Config{TrustedProxies: []string{"127.0.0.0/8", "::1/128"}})
+	z, err := forwardAuth(n, gateway.Config{TrustedProxies: here})
 	if err != nil {
 		return err
 	}
@@ -205,8 +239,12 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 	}
 	deps := apiDeps(ctx, n)
 	deps.Authz = z
+	sessions, pages, err := withConsole(ctx, n, api.New(deps), openID, here)
+	if err != nil {
+		return err
+	}
 	endpoints = append(endpoints,
-		plainly("the API", apiListener, api.New(deps), log),
+		plainly("the API", apiListener, pages, log),
 		plainly("the gateway", gatewayListener, gw, log),
 		plainly("the demo upstream", upstream, demo.Handler(), log),
 	)
@@ -230,7 +268,15 @@ func (a *app) dev(ctx context.Context, f devFlags) (err error) {
 			log.Warn("the sample is not complete", "error", err)
 		}
 	}
+	if places.Console, err = signInLink(ctx, sessions, rootFile, places.API); err != nil {
+		log.Warn("nobody can sign in at the console", "error", err)
+	}
 	a.announce(places)
+	if f.open && places.Console != "" {
+		if err := openBrowser(ctx, f.stateDir, places.Console); err != nil {
+			log.Warn(err.Error())
+		}
+	}
 	err = <-running
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainWithin)
 	defer cancel()
@@ -269,6 +315,16 @@ func (a *app) stateDir(f devFlags) (string, error) {
 		return "", fmt.Errorf("there is no home directory to keep data in (%w): give --state-dir", err)
 	}
 	return filepath.Join(home, ".local", "state", "keyledger", "dev"), nil
+}
+
+// signInLink is where a browser signs in at the console as the root key of a file, once.
+func signInLink(ctx context.Context, sessions *console.Sessions, rootFile, url string) (string, error) {
+	b, err := os.ReadFile(rootFile)
+	if err != nil {
+		return "", err
+	}
+	path, _, err := sessions.Link(ctx, domain.HashSecret(strings.TrimSpace(string(b))))
+	return url + path, err
 }
 
 // devRoutes are one route per keyspace, /{keyspace}/…, to the demo upstream.
@@ -329,6 +385,7 @@ func configureMissing(ctx context.Context, c *commands.Commands) (configured int
 // devPlaces is where everything is, as dev prints it.
 type devPlaces struct {
 	API      string `json:"api"`
+	Console  string `json:"console"` // a link that signs in, once
 	Gateway  string `json:"gateway"`
 	NATS     string `json:"nats"`
 	Postgres string `json:"-"` // may hold a password

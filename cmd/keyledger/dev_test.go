@@ -20,12 +20,14 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/keyledger/keyledger/internal/testenv"
 	invariant "github.com/keyledger/keyledger/internal/testenv/check"
 )
 
 // The whole program from outside: everything that `keyledger dev` starts is the
 // real thing, and a script reads like what a person types.
 func TestDev(t *testing.T) {
+	cloudEvents := testenv.CloudEvents(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/dev",
 		RequireExplicitExec: true,
@@ -37,6 +39,7 @@ func TestDev(t *testing.T) {
 				return err
 			}
 			env.Setenv("TOOLS", tools)
+			env.Setenv("CLOUDEVENTS", cloudEvents)
 			d := &devProcess{env: env}
 			env.Values[devKey{}] = d
 			env.Defer(d.kill)

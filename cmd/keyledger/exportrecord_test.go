@@ -82,7 +82,7 @@ func TestExportIsRecordedFirst(t *testing.T) {
 	acts := func() string {
 		return invoke(t, "", "audit", "list", "--type", "audit.read", "--keyspace", "parcelbird", "--json").want(t, 0).stdout
 	}
-	for _, kind := range []string{"application/x-ndjson", "text/csv"} {
+	for _, kind := range []string{"application/x-ndjson", "text/csv", "application/cloudevents-batch+json"} {
 		before := strings.Count(acts(), `"what":"export"`)
 		conn := open(kind)
 		if told := acts(); strings.Count(told, `"what":"export"`) != before+1 || strings.Count(told, `"outcome":"broken off"`) != before {
@@ -99,8 +99,8 @@ func TestExportIsRecordedFirst(t *testing.T) {
 	defer conn.Close()
 	server.Kill()
 	server, c = begin()
-	if told := acts(); strings.Count(told, `"what":"export"`) != 3 || strings.Count(told, `"what":"export.ended"`) != 2 {
-		t.Errorf("after a kill within the third export, recorded is %s", told)
+	if told := acts(); strings.Count(told, `"what":"export"`) != 4 || strings.Count(told, `"what":"export.ended"`) != 3 {
+		t.Errorf("after a kill within the fourth export, recorded is %s", told)
 	}
 	if err := server.Interrupt(20 * time.Second); err != nil {
 		t.Error(err)

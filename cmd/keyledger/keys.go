@@ -15,6 +15,7 @@ import (
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/queries"
 )
 
 // keyView is a key as the API answers it; section 5 of the contract, Shapes.
@@ -51,6 +52,11 @@ type keyAnswer struct {
 	Key      keyView `json:"key"`
 	Secret   *string `json:"secret"`
 	Replayed bool    `json:"replayed"`
+
+	Claim *struct {
+		Path  string      `json:"path"`
+		Until events.Time `json:"until"`
+	} `json:"claim"`
 }
 
 func (a *app) keysCommand() *cobra.Command {
@@ -170,26 +176,44 @@ func moment(s string) (string, error) {
 	return "", fmt.Errorf("write a time such as 2026-01-18T12:00:00Z, a date such as 2026-01-18")
 }
 
+// claimFlag asks that the secret is handed over by a link.
+type claimFlag struct{ lasts string }
+
+func (c *claimFlag) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&c.lasts, "claim", "", "print a link in place of the secret, which whoever opens it within this time sees, once: 72h")
+	cmd.MarkFlagsMutuallyExclusive("claim", "secret-file")
+}
+
+func (c *claimFlag) ask(cmd *cobra.Command, body map[string]any) {
+	if cmd.Flags().Changed("claim") {
+		body["claim"] = map[string]any{"expires_in": c.lasts}
+	}
+}
+
 func (a *app) keysCreateCommand() *cobra.Command {
+	var claim claimFlag
 	var keyspace, owner, file string
 	g := grantFlags{create: true}
 	var f commandFlags
 	cmd := &cobra.Command{
 		Use: "create", Short: "Create a key and print its secret, once", Args: takes(),
 		Example: `  keyledger keys create --keyspace parcelbird --owner org_1 --name "CI"
-  keyledger keys create --keyspace parcelbird --owner org_1 --expires-in 30d --secret-file ci.key`,
+  keyledger keys create --keyspace parcelbird --owner org_1 --expires-in 30d --secret-file ci.key
+  keyledger keys create --keyspace parcelbird --owner org_1 --name "their CI" --claim 72h`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			body, err := g.body(cmd)
 			if err != nil {
 				return err
 			}
 			body["keyspace"], body["owner"] = keyspace, owner
+			claim.ask(cmd, body)
 			return a.secretCommand(cmd, &f, path("keys"), body, file, false)
 		},
 	}
 	cmd.Flags().StringVar(&keyspace, "keyspace", "", "keyspace of the key")
 	cmd.Flags().StringVar(&owner, "owner", "", "owner of the key; registered before with `owners set`")
 	cmd.Flags().StringVar(&file, "secret-file", "", "write the secret to this new file (mode 0600) instead of printing it; - prints nothing else")
+	claim.add(cmd)
 	g.add(cmd)
 	f.add(cmd)
 	must(cmd, "keyspace", "owner", "name")
@@ -200,6 +224,10 @@ func (a *app) keysCreateCommand() *cobra.Command {
 // secretCommand sends a command whose answer has a secret, and brings that
 // secret to where it belongs.
 func (a *app) secretCommand(cmd *cobra.Command, f *commandFlags, path string, body any, file string, replace bool) error {
+	return a.secretCommandWaits(cmd, f, &waitFlags{}, path, body, file, replace)
+}
+
+func (a *app) secretCommandWaits(cmd *cobra.Command, f *commandFlags, w *waitFlags, path string, body any, file string, replace bool) error {
 	place, err := a.openSecretFile(file, replace)
 	if err != nil {
 		return err
@@ -218,6 +246,10 @@ func (a *app) secretCommand(cmd *cobra.Command, f *commandFlags, path string, bo
 			return err
 		}
 	}
+	return a.stopped(cmd, w, r, func() error { return a.printSecret(r, k, place, file) })
+}
+
+func (a *app) printSecret(r *answer, k keyAnswer, place *secretFile, file string) (err error) {
 	if a.asJSON {
 		answer := r.body
 		if !place.printed() && k.Secret != nil {
@@ -238,6 +270,8 @@ func (a *app) secretCommand(cmd *cobra.Command, f *commandFlags, path string, bo
 		return err
 	}
 	switch {
+	case k.Claim != nil:
+		return a.printClaim(k)
 	case k.Secret == nil:
 		a.note("%v", noSecret(k))
 	case !place.printed():
@@ -249,6 +283,21 @@ func (a *app) secretCommand(cmd *cobra.Command, f *commandFlags, path string, bo
 		fmt.Fprintf(a.stdout, "secret\t%s\n", *k.Secret)
 		a.note("Keep the secret now: it is stored nowhere and not shown again.")
 	}
+	return nil
+}
+
+func (a *app) printClaim(k keyAnswer) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	link := strings.TrimSuffix(c.target.URL, "/") + k.Claim.Path
+	if a.tty {
+		fmt.Fprintf(a.stdout, "\nLink: %s\n", link)
+	} else {
+		fmt.Fprintf(a.stdout, "link\t%s\n", link)
+	}
+	a.note("Whoever opens it sees the secret, once, until %s. It is not shown again; `keyledger audit list --key %s` shows when it was opened.", k.Claim.Until, clean(k.Key.ID))
 	return nil
 }
 
@@ -359,14 +408,15 @@ func (a *app) printKeys(keys []keyView) error {
 }
 
 func (a *app) keysListCommand() *cobra.Command {
-	var keyspace, owner, status, scope, resource, environment, search, unused, expires, cursor string
+	var keyspace, owner, status, scope, resource, environment, search, unused, expires, sort, cursor string
 	var limit int
 	var all bool
 	var r readFlags
 	cmd := &cobra.Command{
 		Use: "list", Short: "List keys", Args: takes(),
 		Example: `  keyledger keys list --keyspace parcelbird --owner org_1
-  keyledger keys list --unused-since 90d --all --json`,
+  keyledger keys list --unused-since 90d --all --json
+  keyledger keys list --keyspace parcelbird --sort -last_used_at --limit 20`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if unused, err = a.past("--unused-since", unused); err != nil {
@@ -376,7 +426,7 @@ func (a *app) keysListCommand() *cobra.Command {
 				return err
 			}
 			q := set(url.Values{}, "keyspace", keyspace, "owner", owner, "status", status, "scope", scope, "resource", resource,
-				"environment", environment, "q", search, "unused_since", unused, "expires_before", expires, "cursor", cursor)
+				"environment", environment, "q", search, "unused_since", unused, "expires_before", expires, "sort", sort, "cursor", cursor)
 			if limit > 0 {
 				q.Set("limit", strconv.Itoa(limit))
 			}
@@ -416,10 +466,12 @@ func (a *app) keysListCommand() *cobra.Command {
 	f.StringVar(&search, "q", "", "whose name, id or shown characters have this in them")
 	f.StringVar(&unused, "unused-since", "", "not used since this time, date or distance (90d)")
 	f.StringVar(&expires, "expires-before", "", "that expire before this time, date or distance (14d)")
+	f.StringVar(&sort, "sort", "", "by created_at, name, expires_at, last_used_at or use_count; with a minus before it turned round (else -created_at: newest first)")
 	f.StringVar(&cursor, "cursor", "", "go on where an earlier list ended")
 	f.IntVar(&limit, "limit", 0, "at most this many in a page")
 	f.BoolVar(&all, "all", false, "all pages")
 	r.add(cmd)
+	_ = cmd.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions(queries.Sorts, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions([]string{"active", "expired", "revoked", "rate_limited"}, cobra.ShellCompDirectiveNoFileComp))
 	a.completeFlags(cmd)
 	return cmd
@@ -511,14 +563,19 @@ name stay as they are. An empty --plan lets the owner's count again.`,
 
 func (a *app) keysRotateCommand() *cobra.Command {
 	var grace, reason, file string
+	var claim claimFlag
 	var endGrace bool
 	var f commandFlags
+	var w waitFlags
 	cmd := &cobra.Command{
 		Use: "rotate ID", Short: "Give a key a new secret and print it, once", Args: takes("ID"),
 		Long: `Give a key a new secret. The previous one works on for the grace time: the
 keyspace's default unless --grace says otherwise; --grace 0s ends it at once.`,
 		ValidArgsFunction: a.completeKey,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if w.wait && file == "-" {
+				return usageError("--secret-file - prints nothing but the secret, --wait prints the verifiers: choose another file")
+			}
 			body := map[string]any{}
 			if cmd.Flags().Changed("grace") {
 				body["grace"] = grace
@@ -529,20 +586,24 @@ keyspace's default unless --grace says otherwise; --grace 0s ends it at once.`,
 			if endGrace {
 				body["end_grace"] = true
 			}
-			return a.secretCommand(cmd, &f, path("keys", args[0], "rotate"), body, file, true)
+			claim.ask(cmd, body)
+			return a.secretCommandWaits(cmd, &f, &w, path("keys", args[0], "rotate"), body, file, true)
 		},
 	}
 	cmd.Flags().StringVar(&grace, "grace", "", "how long the previous secret works on: 24h, 0s")
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the ledger")
 	cmd.Flags().BoolVar(&endGrace, "end-grace", false, "end a grace time that is still running")
 	cmd.Flags().StringVar(&file, "secret-file", "", "write the secret to this file (mode 0600, replaced) instead of printing it; - prints nothing else")
+	claim.add(cmd)
 	f.add(cmd)
+	w.add(cmd)
 	return cmd
 }
 
 func (a *app) keysEndGraceCommand() *cobra.Command {
 	var reason string
 	var f commandFlags
+	var w waitFlags
 	cmd := &cobra.Command{
 		Use: "end-grace ID", Short: "End the previous secret before its time", Args: takes("ID"),
 		ValidArgsFunction: a.completeKey,
@@ -551,29 +612,12 @@ func (a *app) keysEndGraceCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if a.asJSON {
-				return a.printJSON(r.body)
-			}
-			var k struct {
-				Key              keyView     `json:"key"`
-				PreviousLastUsed events.Time `json:"previous_secret_last_used_at"`
-			}
-			if err := r.decode(&k); err != nil {
-				return err
-			}
-			if err := a.printKey(k.Key, r); err != nil {
-				return err
-			}
-			if k.PreviousLastUsed == 0 {
-				a.note("No use of the previous secret is known.")
-			} else {
-				a.note("The previous secret was last used at %s.", k.PreviousLastUsed)
-			}
-			return nil
+			return a.stopped(cmd, &w, r, func() error { return a.printEndedGrace(r) })
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the ledger")
 	f.add(cmd)
+	w.add(cmd)
 	return cmd
 }
 
@@ -585,9 +629,32 @@ func because(reason string) map[string]any {
 	return map[string]any{"reason": reason}
 }
 
+func (a *app) printEndedGrace(r *answer) error {
+	if a.asJSON {
+		return a.printJSON(r.body)
+	}
+	var k struct {
+		Key              keyView     `json:"key"`
+		PreviousLastUsed events.Time `json:"previous_secret_last_used_at"`
+	}
+	if err := r.decode(&k); err != nil {
+		return err
+	}
+	if err := a.printKey(k.Key, r); err != nil {
+		return err
+	}
+	if k.PreviousLastUsed == 0 {
+		a.note("No use of the previous secret is known.")
+	} else {
+		a.note("The previous secret was last used at %s.", k.PreviousLastUsed)
+	}
+	return nil
+}
+
 func (a *app) keysRevokeCommand() *cobra.Command {
 	var reason string
 	var f commandFlags
+	var w waitFlags
 	cmd := &cobra.Command{
 		Use: "revoke ID", Short: "Refuse a key for ever", Args: takes("ID"),
 		ValidArgsFunction: a.completeKey,
@@ -596,16 +663,18 @@ func (a *app) keysRevokeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.showKey(r, true)
+			return a.stopped(cmd, &w, r, func() error { return a.showKey(r, true) })
 		},
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for the ledger")
 	f.add(cmd)
+	w.add(cmd)
 	return cmd
 }
 
 func (a *app) keysDeleteCommand() *cobra.Command {
 	var f commandFlags
+	var w waitFlags
 	cmd := &cobra.Command{
 		Use: "delete ID", Short: "Delete a key; a live one is revoked too", Args: takes("ID"),
 		ValidArgsFunction: a.completeKey,
@@ -614,16 +683,19 @@ func (a *app) keysDeleteCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			switch {
-			case a.asJSON && len(trimNewline(r.body)) == 0:
-				return a.printValue(map[string]any{"id": args[0], "deleted": true})
-			case a.asJSON:
-				return a.printJSON(r.body)
+			if len(trimNewline(r.body)) == 0 {
+				r.body = jsonBody(map[string]any{"id": args[0], "deleted": true})
 			}
-			return a.fields([][2]string{{"deleted", args[0]}, {"ledger sequence", orDash(r.header.Get("Ledger-Sequence"))}})
+			return a.stopped(cmd, &w, r, func() error {
+				if a.asJSON {
+					return a.printJSON(r.body)
+				}
+				return a.fields([][2]string{{"deleted", args[0]}, {"ledger sequence", orDash(r.header.Get("Ledger-Sequence"))}})
+			})
 		},
 	}
 	f.add(cmd)
+	w.add(cmd)
 	return cmd
 }
 

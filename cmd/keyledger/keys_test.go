@@ -258,6 +258,14 @@ func TestKeysListPages(t *testing.T) {
 	if first.header.Get("Min-Sequence") != "7" || first.target != "/v1/keys?keyspace=parcelbird&unused_since=2025-10-20T12%3A00%3A00.000Z" {
 		t.Errorf("asked %s, Min-Sequence %s", first.target, first.header.Get("Min-Sequence"))
 	}
+	s.seen = nil
+	for _, args := range [][]string{{"--sort", "-last_used_at"}, {"--sort=-last_used_at"}} {
+		invoke(t, "", append([]string{"keys", "list", "--limit", "5"}, args...)...).want(t, 0)
+		if got := s.only(t).target; got != "/v1/keys?limit=5&sort=-last_used_at" {
+			t.Errorf("%q asked %s", args, got)
+		}
+		s.seen = nil
+	}
 	// One page is the default, and says that there are more.
 	r = invoke(t, "", "keys", "list").want(t, 0)
 	contains(t, "stderr", r.stderr, "--cursor c2")

@@ -21,7 +21,11 @@ import (
 	"github.com/keyledger/keyledger/api"
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/commands"
+	"github.com/keyledger/keyledger/commands/alertrules"
+	"github.com/keyledger/keyledger/commands/claims"
 	"github.com/keyledger/keyledger/commands/retention"
+	"github.com/keyledger/keyledger/commands/subscribers"
+	"github.com/keyledger/keyledger/commands/webhooks"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/ledger"
@@ -32,10 +36,14 @@ import (
 	"github.com/keyledger/keyledger/projections/endings"
 	"github.com/keyledger/keyledger/projections/keyring"
 	"github.com/keyledger/keyledger/projections/merkle"
+	"github.com/keyledger/keyledger/projections/recent"
 	"github.com/keyledger/keyledger/queries"
 	"github.com/keyledger/keyledger/reactors"
 	"github.com/keyledger/keyledger/reactors/pubsub"
+	"github.com/keyledger/keyledger/reactors/sinks"
+	sender "github.com/keyledger/keyledger/reactors/webhooks"
 	"github.com/keyledger/keyledger/verify"
+	"github.com/keyledger/keyledger/verify/applied"
 )
 
 // nodeConfig is what a node is started with: connections that are open already,
@@ -52,6 +60,7 @@ type nodeConfig struct {
 	WAL        string // directory of the write-ahead logs; empty: there are none
 	Master     seal.Master
 	Signs      bool          // it signs the audit log
+	Measures   bool          // it measures revocations, also without PostgreSQL
 	LogPolicy  *audit.Policy // whose cosignatures the audit log takes; nil: nobody's
 	LogDir     string        // where the audit log is published; empty: nowhere
 	// LogHashesOnly publishes it without the texts of leaves.
@@ -60,7 +69,16 @@ type nodeConfig struct {
 	OnKeyspace    func(*domain.Keyspace)
 	Stale         time.Duration
 
+	AlertHold time.Duration // between two changes of one alert, at least; 0: as is usual
+
 	UsageRetention time.Duration // how long uses stay in USAGE; 0: for ever
+	KeepFigures    figuresKept
+
+	Sinks []*sinks.Sink // closed with the node
+
+	Webhooks webhooks.Policy // where facts may be sent to
+
+	Accounts func(string) error // puts the configuration of subscribers into the NATS server; nil: people do
 
 	Log *slog.Logger
 }
@@ -79,8 +97,15 @@ type node struct {
 	log      *merkle.Log // nil: it does not sign
 	commands *commands.Commands
 	endings  *endings.Index // nil: a gateway
+	recent   *recent.Facts  // nil: a gateway
+
+	verifiers   *applied.Watcher         // nil: a gateway
+	subscribers *subscribers.Subscribers // nil: a gateway
+	claims      *claims.Claims           // nil: a gateway
 
 	retention *retention.Retention // nil: a gateway
+	sinks     *api.Sinks           // nil: a gateway
+	webhooks  *sender.Webhooks     // nil: a gateway
 
 	certificates *front.Certificates // nil: no TLS is spoken here
 	draining     atomic.Bool         // it takes no more requests
@@ -157,13 +182,19 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	if err := n.verifier.Share(ctx, c.Conn, c.Name, c.Log); err != nil {
 		return nil, err
 	}
+	teller := n.verifier.Tell(c.Conn, c.Name, c.Program)
 	// What is limited counts on; a log that cannot be read says so elsewhere, and
 	// keeps nobody from verifying.
 	if err := n.verifier.Recount(ctx, n.ledger, recountTime, c.Log); err != nil {
 		c.Log.Warn("limits begin empty, as if nothing had been used before this start", "error", err)
 	}
+	if c.Pool != nil || c.Measures {
+		if err := n.watchVerifiers(followers, teller); err != nil {
+			return nil, err
+		}
+	}
 	if c.Pool != nil {
-		n.commands = &commands.Commands{Ledger: n.ledger, Ring: n.ring}
+		n.commands = &commands.Commands{Ledger: n.ledger, Ring: n.ring, Appended: n.verifiers.Appended}
 		n.runner = projections.New(n.ledger, c.Pool, c.Log, projections.Addresses{Keys: n.seal})
 		n.done.Go(func() { n.runner.Run(followers) })
 		n.retention = &retention.Retention{Ledger: n.ledger, Seal: n.seal, Models: n.runner, Log: c.Log}
@@ -174,6 +205,25 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		n.follow("feed", func() error { return feed.Run(followers) })
 		n.endings = endings.New()
 		n.done.Go(func() { n.followEndings(followers) })
+		feedAt, ledgerAt, err := n.ledger.LastFed(ctx)
+		if err != nil {
+			return nil, err
+		}
+		n.recent = recent.New(recent.Place{Feed: feedAt, Ledger: ledgerAt})
+		n.done.Go(func() { n.followRecent(followers, feedAt) })
+		n.subscribers = &subscribers.Subscribers{Ledger: n.ledger, JetStream: js, Apply: c.Accounts, Log: c.Log}
+		n.done.Go(func() { n.subscribers.Run(followers) })
+		waiting, err := claims.OpenBucket(ctx, js, c.Replicas)
+		if err != nil {
+			return nil, err
+		}
+		n.claims = &claims.Claims{Ledger: n.ledger, KV: waiting, Seal: n.seal}
+		if err := n.deliverToSinks(followers, js); err != nil {
+			return nil, err
+		}
+		if err := n.sendToWebhooks(followers, js); err != nil {
+			return nil, err
+		}
 		if c.Signs {
 			if n.log, err = merkle.Open(ctx, merkle.Options{Ledger: n.ledger, Pool: c.Pool, JetStream: js, Master: c.Master,
 				Replicas: c.Replicas, Dir: c.LogDir, NoEntries: c.LogHashesOnly, Policy: c.LogPolicy, Node: c.Name, ScrubRate: c.ScrubRate, Log: c.Log}); err != nil {
@@ -183,6 +233,7 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 			n.follow("scrub", func() error { return n.log.Scrub(followers) })
 			n.retention.Tree = n.signedTree
 			n.done.Go(func() { n.tidy(followers) })
+			n.done.Go(func() { n.alert(followers, js) })
 		}
 	}
 	if err := n.started(ctx); err != nil {
@@ -190,6 +241,20 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 	}
 	n.serving.Store(true)
 	return n, nil
+}
+
+// watchVerifiers measures how long every verifier still accepts what is revoked, and
+// returns when this node listens.
+func (n *node) watchVerifiers(followers context.Context, teller *applied.Teller) error {
+	n.verifiers = applied.NewWatcher(applied.WatchOptions{Teller: teller, Record: applied.Once(n.ledger), Log: n.config.Log})
+	listens, ended := make(chan struct{}), make(chan error, 1)
+	n.done.Go(func() { ended <- n.verifiers.Run(followers, n.config.Conn, func() { close(listens) }) })
+	select {
+	case <-listens:
+		return nil
+	case err := <-ended:
+		return err
+	}
 }
 
 func openRecorder(ctx context.Context, n *node) (*verify.Recorder, error) {
@@ -260,6 +325,13 @@ func (n *node) followEndings(ctx context.Context) {
 	}
 }
 
+// followRecent reads what comes to FEED for those who follow it over HTTP.
+func (n *node) followRecent(ctx context.Context, after uint64) {
+	if err := n.recent.Run(ctx, n.ledger.Follow(ctx, events.Feed, after)); ctx.Err() == nil {
+		n.config.Log.Error("FEED is not followed any more: /v1/feeds/events answers 503 until a restart", "error", err)
+	}
+}
+
 func (n *node) started(ctx context.Context) error {
 	head, err := n.ledger.Head(ctx, events.Ledger)
 	if err != nil {
@@ -286,6 +358,9 @@ func (n *node) close(ctx context.Context) error {
 		n.stop()
 	}
 	n.done.Wait()
+	for _, s := range n.config.Sinks {
+		errs = append(errs, s.Close())
+	}
 	if n.seal != nil {
 		n.seal.Close()
 	}
@@ -362,13 +437,20 @@ func (n *node) serve(ctx context.Context, health *endpoint, endpoints ...*endpoi
 
 // apiDeps are a node's parts as the API wants them, until ctx ends.
 func apiDeps(ctx context.Context, n *node) api.Deps {
-	return api.Deps{
+	d := api.Deps{
 		Commands: n.commands, Ring: n.ring, Ledger: n.ledger, Verifier: n.verifier, Recorder: n.recorder,
 		Seal: n.seal, Queries: queries.New(n.config.Pool), Runner: n.runner, AuditLog: n.log, Retention: n.retention, Index: projections.NewIndex(n.config.Pool, n.seal),
-		Endings: n.endings,
-		Version: build().Version, Log: n.config.Log, Ready: n.ready, Draining: ctx,
+		Sinks:   n.sinks,
+		Endings: n.endings, Recent: n.recent, Subscribers: n.subscribers, Claims: n.claims,
+		Verifiers:  n.verifiers,
+		AlertRules: &alertrules.Rules{Ledger: n.ledger, Pool: n.config.Pool, Models: n.runner},
+		Version:    build().Version, Log: n.config.Log, Ready: n.ready, Draining: ctx,
 		Metrics: registry(n),
 	}
+	if n.webhooks != nil {
+		d.Webhooks, d.Deliveries, d.TestWebhook = n.webhooks.Registry, n.webhooks.Store, n.webhooks.Test
+	}
+	return d
 }
 
 // ready says what keeps the node from being relied on. PostgreSQL is not part

@@ -16,8 +16,17 @@ import (
 )
 
 func (a *app) projectionsCommand() *cobra.Command {
-	return group("projections", "See how far the read models are, and rebuild them",
+	c := group("projections", "See how far the read models are, and rebuild them",
 		a.projectionsStatusCommand(), a.projectionsRebuildCommand(), a.projectionsCompareCommand())
+	c.Long = `See how far the read models are, compare them with the streams, and rebuild them.
+
+A release that changes what a read model holds brings it under a new name, such as
+usage_v2, beside the old one, which is read as before; ` + "`status`" + ` shows both. When
+the new one has read as far, the views change over and the old tables go.
+
+One that met an event it cannot apply is stopped, alone: ` + "`status`" + ` says at which
+event, why, and what to do.`
+	return c
 }
 
 func (a *app) projectionsStatusCommand() *cobra.Command {

@@ -107,6 +107,20 @@ func TestProjectionsRebuild(t *testing.T) {
 	invoke(t, "", "projections", "rebuild", "keys_v1").want(t, exitUnreachable)
 }
 
+// What a sink has taken, and why it takes nothing more.
+func TestSinksStatus(t *testing.T) {
+	s := newService(t, func(w http.ResponseWriter, _ *http.Request) {
+		answerJSON(w, 200, `{"sinks":[{"name":"billing","kind":"http","delivered":7,"lag":2,"behind":1,"dead":3,"replayed":1,"failing_since":"2026-01-18T11:59:59.000Z","last_error":"sink billing: billing.internal answered 503 Service Unavailable"},{"name":"bus","kind":"","delivered":1,"failing_since":null,"last_error":"old"}]}`)
+	})
+	r := invoke(t, "", "sinks", "status").want(t, 0)
+	if r.stdout != "billing\thttp\t7\t2\t1\t2\t2026-01-18T11:59:59.000Z\tsink billing: billing.internal answered 503 Service Unavailable\nbus\tnot configured\t1\t0\t0\t0\t-\t-\n" {
+		t.Errorf("%q", r.stdout)
+	}
+	if q := s.only(t); q.target != "/v1/sinks" {
+		t.Errorf("asked %s", q.target)
+	}
+}
+
 // The bar of a terminal ends whole.
 func TestProgressBar(t *testing.T) {
 	newService(t, func(w http.ResponseWriter, _ *http.Request) {
@@ -274,6 +288,40 @@ func TestUsage(t *testing.T) {
 	if r := invoke(t, "", "usage", "--keyspace", "parcelbird", "--bucket", "hour").want(t, 0); r.stdout != "time\trequests\tp50_ms\tcost_micros\n2026-01-18T11:00:00.000Z\t3\t1.2\t-\n" {
 		t.Errorf("stdout %q", r.stdout)
 	}
+	if r := invoke(t, "", "usage", "--bucket", "hour", "--csv").want(t, 0); r.stdout != "time,requests,p50_ms,cost_micros\n2026-01-18T11:00:00.000Z,3,1.25,\n" {
+		t.Errorf("stdout %q", r.stdout)
+	}
+	invoke(t, "", "usage", "--csv", "--json").want(t, exitUsage)
+	invoke(t, "", "usage", "--follow").want(t, exitUsage)
+}
+
+// Plots are drawn where there is no terminal too when they are asked for, without
+// colours, and a name of a key moves no cursor.
+func TestUsagePlots(t *testing.T) {
+	const now = "2026-01-18T10:00:00.000Z"
+	s := newService(t, func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/v1/keys/"):
+			answerJSON(w, 200, `{"name":"CI \u001b[2J","status":"active"}`)
+		case r.URL.Query().Get("bucket") != "":
+			answerJSON(w, 200, `{"usage":[{"time":"`+now+`","requests":30,"successes":20,"rate_limited":10,"p50_ms":1,"p95_ms":2,"p99_ms":3}]}`)
+		case r.URL.Query().Get("by") == "key":
+			answerJSON(w, 200, `{"usage":[{"key":"key_1","requests":30,"successes":20,"rate_limited":10}]}`)
+		default:
+			answerJSON(w, 200, `{"usage":[{"requests":30,"successes":20,"rate_limited":10}]}`)
+		}
+	})
+	t.Setenv("COLUMNS", "70")
+	r := invoke(t, "", "usage", "--keyspace", "parcelbird", "--since", "24h", "--by", "key", "--plot").want(t, 0)
+	contains(t, "stdout", r.stdout, "parcelbird, ", "33.3 % limited", "Requests, per hour", "= limited 10", "Latency", "By key", `CI \x1b[2J key_1`)
+	if strings.Contains(r.stdout, "\x1b") {
+		t.Errorf("stdout %q", r.stdout)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.seen) != 4 || !strings.Contains(s.seen[1].target, "bucket=hour") {
+		t.Errorf("asked %v", s.seen)
+	}
 }
 
 func TestDoctor(t *testing.T) {
@@ -286,7 +334,7 @@ func TestDoctor(t *testing.T) {
 			answerJSON(w, 503, `{"ready":false,"checks":{"keyring":{"ok":false,"detail":"the ledger is still being read"},"postgres":{"ok":true}}}`)
 		default:
 			answerJSON(w, 200, `{"streams":[{"stream":"LEDGER","head":9},{"stream":"USAGE","head":3,"doubt":"sequence 2 is missing"}],
-				"projections":[{"name":"keys_v1","state":"stopped","position":3,"head":9,"error":"the type is not known"},{"name":"usage_v1"}],
+				"projections":[{"name":"keys_v1","state":"stopped","position":3,"head":9,"error":"the type is not known"},{"name":"usage_v2"}],
 				"verifiers":[{"node":"n1","sequence":9,"lag":0,"lost_ms":900},{"node":"n2","lost_ms":61000}]}`)
 		}
 	})

@@ -117,12 +117,13 @@ func plain(s string) string {
 		{`127\.0\.0\.1:\d+`, "127.0.0.1:…"},
 		{`(LEDGER|USAGE|FEED|OPS)( sequence)? [\d/]+(, \d+)*`, "$1$2 …"},
 		{`(USAGE|OPS)\t\d+\t`, "$1\t…\t"},
-		{`USAGE\t\d+ of`, "USAGE\t… of"}, // refusals are recorded by the second
+		{`(USAGE|OPS)\t\d+ of`, "$1\t… of"}, // refusals are recorded by the second, revocations measured a while after
 		{`dec_[0-9a-v]{52}`, "dec_…"},
 		{`keyledger-[0-9a-f]{16}(\+[0-9a-f]{8})?`, "keyledger-…"},
 		{`(pb_live_)\w{4}\.\.\.\w{4}`, "$1…"},
 		{`[0-9a-f]{64}|[A-Za-z0-9+/]{43}=`, "…"},
 		{`node\t.*`, "node\t…"},
+		{`dev-\S+\tstopped\t[0-9.]+ ms`, "dev-…\tstopped\t… ms"},
 		{`of (the stream's )?\d+ events`, "of ${1}… events"},
 	} {
 		s = regexp.MustCompile(r[0]).ReplaceAllString(s, r[1])

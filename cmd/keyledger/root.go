@@ -88,7 +88,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 not found, 4 conflict, 5 unreachable,
 			a.devCommand(), a.serveCommand(), a.gatewayCommand(), a.initCommand(),
 		},
 		"use": {
-			a.keyspacesCommand(), a.ownersCommand(), a.keysCommand(), a.verifyCommand(), a.usageCommand(), a.watchCommand(),
+			a.keyspacesCommand(), a.ownersCommand(), a.keysCommand(), a.verifyCommand(), a.usageCommand(), a.alertsCommand(), a.reportCommand(), a.limitsCommand(), a.watchCommand(), a.subscribersCommand(), a.sinksCommand(), a.webhooksCommand(), a.consoleCommand(),
 		},
 		"look": {
 			a.auditCommand(), a.privacyCommand(), a.projectionsCommand(), a.rootKeyCommand(), a.backupCommand(), a.restoreCommand(), a.acceptLossCommand(), a.doctorCommand(), a.benchCommand(), a.openapiCommand(), a.versionCommand(),

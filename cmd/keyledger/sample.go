@@ -117,6 +117,9 @@ func samplePath(ks *domain.Keyspace) string {
 			}
 		}
 	}
+	if path == "/" && ks.Resource.Path != "" { // no scope names a path, but keys have a resource that does
+		path = ks.Resource.Path
+	}
 	segments := strings.Split(strings.TrimSuffix(path, "/**"), "/")
 	for _, template := range []string{ks.Document.Owner.Path, ks.Resource.Path} {
 		for i, t := range strings.Split(template, "/") {

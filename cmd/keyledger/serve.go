@@ -22,6 +22,7 @@ import (
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/gateway"
 	"github.com/keyledger/keyledger/gateway/front"
+	"github.com/keyledger/keyledger/reactors/sinks"
 )
 
 const drainWithin = 15 * time.Second
@@ -33,6 +34,9 @@ func (a *app) serveCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := readSettings(cmd, config)
 			if err != nil {
+				return err
+			}
+			if err := readOpenID(s.OpenID); err != nil {
 				return err
 			}
 			return a.withNode(cmd.Context(), s, "serve", func(ctx context.Context, n *node) error {
@@ -55,7 +59,11 @@ func (a *app) serveCommand() *cobra.Command {
 				if deps.DurableTime, err = s.Gateway.DurableTime(); err != nil {
 					return err
 				}
-				e, err := n.open(ctx, s, "the API", "127.0.0.1:7070", api.New(deps))
+				_, pages, err := withConsole(ctx, n, api.New(deps), s.OpenID, s.Gateway.TrustedProxies)
+				if err != nil {
+					return err
+				}
+				e, err := n.open(ctx, s, "the API", "127.0.0.1:7070", pages)
 				if err != nil {
 					return err
 				}
@@ -160,15 +168,35 @@ func (a *app) withNode(ctx context.Context, s *settings, program string, f func(
 	if err != nil {
 		return err
 	}
+	var delivered []*sinks.Sink
+	switch {
+	case s.Sinks == nil:
+	case program == "gateway":
+		return usageError("a gateway delivers nothing: write sinks into the settings of serve")
+	case program == "serve":
+		if delivered, err = readSinks(s.file, false); err != nil {
+			return err
+		}
+	}
+	policy, err := s.Webhooks.policy()
+	if err != nil {
+		return err
+	}
+	figures, err := s.keepFigures()
+	if err != nil {
+		return err
+	}
 	conn, err := s.natsConn(log)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	c := nodeConfig{
+		Sinks: delivered, Webhooks: policy,
+
 		Program: program, Name: s.Node, Conn: conn, Replicas: s.NATS.Replicas,
 		SyncAlways: ledger.SyncedBy(s.NATS.Monitor), Unverified: s.NATS.AllowUnverifiedSync,
-		Master: master, Stale: s.StaleWindow, UsageRetention: keep, Log: log, Signs: program == "serve",
+		Master: master, Stale: s.StaleWindow, UsageRetention: keep, KeepFigures: figures, AlertHold: s.AlertsHold, Log: log, Signs: program == "serve",
 	}
 	if c.Signs {
 		if s.LogPolicy != "" {

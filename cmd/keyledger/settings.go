@@ -26,6 +26,7 @@ import (
 	"github.com/spf13/cobra"
 	yamlv3 "go.yaml.in/yaml/v3"
 
+	"github.com/keyledger/keyledger/console"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/gateway"
 	"github.com/keyledger/keyledger/gateway/front"
@@ -117,9 +118,36 @@ type settings struct {
 	// Default 5m.
 	StaleWindow time.Duration `yaml:"stale_window"`
 
+	// AlertsHold is how long an alert stays as it is, at least: an alert is resolved
+	// when its condition has been away for as long, and raised again no sooner.
+	// Default 5m.
+	AlertsHold time.Duration `yaml:"alerts_hold"`
+
 	// UsageRetention is how long uses stay in USAGE, such as 400d; at least 4d. The
 	// figures of older days stay, their events do not. Of serve. Default: for ever.
 	UsageRetention string `yaml:"usage_retention"`
+
+	// webhooks.allow_private, webhooks.allow_http: where facts may be sent to besides
+	// public addresses with https. Of serve.
+	Webhooks webhookSettings `yaml:"webhooks"`
+
+	// Sinks are systems that facts are delivered to, of serve: see docs/sinks.md and
+	// the settings of reactors/sinks, which reads them from the file itself.
+	Sinks any    `yaml:"sinks"`
+	file  string // that was read
+
+	// OpenID is the identity provider that people sign in at the console by; see
+	// docs/console.md and console.OpenID. Of serve. Default: none, only root keys.
+	OpenID *console.OpenID `yaml:"openid"`
+
+	// Retention is how long the read models keep figures of usage; the events that
+	// they are made of are usage_retention's. Coarser ones keep what is gone of the
+	// finer ones. Of serve. Default: for ever.
+	Retention struct {
+		UsageMinutes string `yaml:"usage_minutes"` // such as 90d; at least 2d
+		UsageHours   string `yaml:"usage_hours"`   // at least as long
+		UsageDays    string `yaml:"usage_days"`    // at least as long
+	} `yaml:"retention"`
 
 	Log struct {
 		Level  string `yaml:"level"`  // debug, info (default), warn, error
@@ -166,7 +194,18 @@ var flagged = []struct{ path, usage string }{
 	{"nats.allow_unverified_sync", "start although nobody says that NATS syncs every write (true)"},
 	{"postgres.url_file", "file with the PostgreSQL URL"},
 	{"stale_window", "how long to decide after NATS was lost"},
+	{"alerts_hold", "how long an alert stays as it is, at least (default 5m)"},
 	{"usage_retention", "how long uses stay in USAGE, such as 400d"},
+	{"retention.usage_minutes", "how long figures are kept per minute, such as 90d"},
+	{"retention.usage_hours", "how long figures are kept per hour, such as 730d"},
+	{"retention.usage_days", "how long figures are kept per day"},
+	{"openid.issuer", "identity provider that people sign in at the console by"},
+	{"openid.client_id", "what the provider calls this console"},
+	{"openid.client_secret_file", "file with the secret that the provider gave for it"},
+	{"openid.url", "where people open the console, such as https://keys.example.com"},
+	{"openid.scopes", "what is asked of the provider, separated by commas"},
+	{"openid.name", "what the sign-in page calls the provider"},
+	{"openid.claim", "claim that roles are told by (default groups)"},
 	{"log.level", "debug, info, warn, error"},
 	{"log.format", "text, json"},
 }
@@ -193,7 +232,7 @@ func readSettings(cmd *cobra.Command, config string) (*settings, error) {
 			return nil, fmt.Errorf("settings %s: %w", config, err)
 		}
 	}
-	paths := map[string]string{"KEYLEDGER_POSTGRES_URL": "postgres.url"}
+	paths := map[string]string{"KEYLEDGER_POSTGRES_URL": "postgres.url", envName("openid.client_secret"): "openid.client_secret"}
 	for _, f := range flagged {
 		paths[envName(f.path)] = f.path
 	}
@@ -227,6 +266,7 @@ func readSettings(cmd *cobra.Command, config string) (*settings, error) {
 	if err := s.Front.Validate(); err != nil {
 		return nil, fmt.Errorf("settings: %w", err)
 	}
+	s.file = config
 	if s.NATS.Replicas == 0 {
 		s.NATS.Replicas = 1
 	}
@@ -245,9 +285,9 @@ func readSettings(cmd *cobra.Command, config string) (*settings, error) {
 // scalar reads a value as YAML would, so that true and 3 are no strings.
 func scalar(path, v string) any {
 	switch path {
-	case "nats.monitor":
+	case "nats.monitor", "openid.scopes":
 		return strings.Split(v, ",")
-	case "authz_socket_mode", "tls.min_version": // no numbers, although they look like some
+	case "authz_socket_mode", "tls.min_version", "openid.client_id", "openid.client_secret", "openid.name": // no numbers, although they look like some
 		return v
 	case "tls.certificates":
 		var pairs []any

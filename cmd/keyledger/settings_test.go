@@ -78,6 +78,25 @@ func TestSettingsInOrder(t *testing.T) {
 	}
 }
 
+// How long figures are kept is given in days, the coarser the longer.
+func TestKeepFigures(t *testing.T) {
+	for _, c := range []struct{ minutes, hours, days, wrong string }{
+		{"", "", "", ""}, {"90d", "", "", ""}, {"90d", "730d", "3650d", ""}, {"", "90d", "", ""}, {"48h", "48h", "48h", ""},
+		{"1d", "", "", "retention.usage_minutes: at least"}, {"90d", "30d", "", "retention.usage_hours: at least 90d"}, {"", "", "soon", "retention.usage_days"},
+	} {
+		var s settings
+		s.Retention.UsageMinutes, s.Retention.UsageHours, s.Retention.UsageDays = c.minutes, c.hours, c.days
+		k, err := s.keepFigures()
+		if (err == nil) != (c.wrong == "") || err != nil && !strings.Contains(err.Error(), c.wrong) {
+			t.Errorf("%+v: %v", c, err)
+		}
+		now := time.Date(2026, 3, 31, 17, 5, 0, 0, time.UTC)
+		if u := k.until(now); c.minutes == "90d" && err == nil && !u.Minutes.Equal(time.Date(2025, 12, 31, 0, 0, 0, 0, time.UTC)) || c.days == "" && !u.Days.IsZero() {
+			t.Errorf("%+v: removed until %+v", c, u)
+		}
+	}
+}
+
 // Every setting stands in the operators' manual, with its environment variable.
 func TestEverySettingIsDocumented(t *testing.T) {
 	manual, err := os.ReadFile(filepath.Join("..", "..", "docs", "operators.md"))
@@ -89,4 +108,25 @@ func TestEverySettingIsDocumented(t *testing.T) {
 			t.Errorf("docs/operators.md does not say what %s is, which is also %s", f.path, envName(f.path))
 		}
 	}
+}
+
+// What is wrong with a sink keeps serve from starting, with file, line and what to write; a
+// gateway delivers nothing.
+func TestSinksAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	master := write("master", strings.Repeat("ab", 32))
+	settings := write("serve.yaml", "master_key_file: "+master+"\nnats: {url: nats://n}\nsinks:\n- {name: billing, kind: htpp}\n")
+	contains(t, "stderr", invoke(t, "", "serve", "--config", settings).want(t, exitUsage).stderr, `line 4: sinks[0].kind "htpp" is not known: write one of http, redis_stream`)
+	contains(t, "stderr", invoke(t, "", "dev", "--sinks", settings).want(t, exitUsage).stderr, "line 4:")
+	none := write("none.yaml", "listen: x\n")
+	contains(t, "stderr", invoke(t, "", "dev", "--sinks", none).want(t, exitUsage).stderr, "names no sinks")
+	gateway := write("gateway.yaml", "master_key_file: "+master+"\nnats: {url: nats://n}\nauthz_socket: s\nsinks: []\n")
+	contains(t, "stderr", invoke(t, "", "gateway", "--config", gateway).want(t, exitUsage).stderr, "a gateway delivers nothing")
 }

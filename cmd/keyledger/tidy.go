@@ -11,6 +11,7 @@ import (
 	"github.com/keyledger/keyledger/commands/retention"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/projections"
 )
 
 const (
@@ -18,9 +19,9 @@ const (
 	tidyEvery = time.Hour
 )
 
-// tidy finishes what a killed process had recorded, and prunes USAGE day by day
-// where a retention is set: what was recorded before the day (UTC) that lies so far
-// back. Of several processes one does it, whichever is first.
+// tidy finishes what a killed process had recorded, and prunes USAGE and the figures of
+// it day by day where a retention is set: what was recorded before the day (UTC) that
+// lies so far back. Of several processes one does it, whichever is first.
 func (n *node) tidy(ctx context.Context) {
 	by := retention.By{Actor: events.Actor{Type: "system", ID: n.config.Name}, Via: "schedule"}
 	log := n.config.Log
@@ -44,6 +45,13 @@ func (n *node) tidy(ctx context.Context) {
 				log.Info("USAGE is pruned", "through", out.Through, "messages", out.Messages, "events", out.Events, "before", out.Before)
 			case err == nil && len(out.HeldBy) > 0:
 				log.Info("USAGE is not pruned any further, because of a legal hold", "hold", out.HeldBy[0].String())
+			}
+		}
+		if err == nil && n.config.KeepFigures != (figuresKept{}) {
+			var rows int64
+			rows, err = n.runner.Forget(ctx, n.config.KeepFigures.until(time.Now()))
+			if rows > 0 {
+				log.Info("old figures of usage are removed", "rows", rows)
 			}
 		}
 		if err != nil && !errors.Is(err, context.Canceled) {
@@ -79,4 +87,41 @@ func usageRetention(s string) (time.Duration, error) {
 		return 0, usageError("usage_retention: at least 4d: limits, outcomes and the recovery of a killed process need the last days")
 	}
 	return time.Duration(d), nil
+}
+
+// figuresKept is how long figures of usage are kept in each resolution; 0: for ever.
+type figuresKept struct{ minutes, hours, days time.Duration }
+
+// until is what is removed now: whole days.
+func (k figuresKept) until(now time.Time) projections.Until {
+	before := func(keep time.Duration) time.Time {
+		if keep == 0 {
+			return time.Time{}
+		}
+		return now.Add(-keep).UTC().Truncate(24 * time.Hour)
+	}
+	return projections.Until{Minutes: before(k.minutes), Hours: before(k.hours), Days: before(k.days)}
+}
+
+// keepFigures reads the settings.
+func (s *settings) keepFigures() (k figuresKept, err error) {
+	least, than := 48*time.Hour, "late outcomes are still added to the minutes of the last days"
+	for _, x := range []struct {
+		name, text string
+		to         *time.Duration
+	}{{"usage_minutes", s.Retention.UsageMinutes, &k.minutes}, {"usage_hours", s.Retention.UsageHours, &k.hours}, {"usage_days", s.Retention.UsageDays, &k.days}} {
+		if x.text == "" {
+			continue
+		}
+		d, err := domain.ParseDuration(x.text)
+		if err != nil {
+			return k, usageError("retention.%s: %w: a time such as 90d", x.name, err)
+		}
+		if time.Duration(d) < least {
+			return k, usageError("retention.%s: at least %s: %s", x.name, domain.Duration(least), than)
+		}
+		*x.to = time.Duration(d)
+		least, than = time.Duration(d), "coarser figures hold what is gone of the finer ones"
+	}
+	return k, nil
 }

@@ -136,7 +136,7 @@ func (d *desk) read(sequence uint64) {
 	ctx, cancel := context.WithTimeout(d.t.Context(), 30*time.Second)
 	defer cancel()
 	for _, name := range d.Models.Names() {
-		if !slices.Contains([]string{"usage_v1", "uses_v1", "addresses_v1", "tree_usage_v1", "parts_usage_v1"}, name) {
+		if !slices.Contains([]string{"usage_v2", "uses_v1", "gaps_v1", "addresses_v1", "tree_usage_v1", "parts_usage_v1"}, name) {
 			continue
 		}
 		if err := d.Models.Wait(ctx, name, sequence); err != nil {
@@ -260,7 +260,7 @@ func TestErase(t *testing.T) {
 	if out.Rows == 0 {
 		t.Error("no row was made of the addresses that were erased")
 	}
-	a.rebuilt("usage_v1")
+	a.rebuilt("usage_v2")
 	a.rebuilt("addresses_v1")
 	for _, d := range []*desk{a, b, p.open()} {
 		if clear, erased, other := d.shown("org_1"); clear != 1 || erased != 3 || other != 0 {
@@ -483,7 +483,7 @@ func TestPrune(t *testing.T) {
 		if first, err := d.Ledger.First(t.Context(), events.Usage); err != nil || first != ends[i]+1 {
 			t.Errorf("USAGE begins at %d, %v", first, err)
 		}
-		for _, name := range []string{"usage_v1", "uses_v1", "addresses_v1", "tree_usage_v1", "parts_usage_v1"} {
+		for _, name := range []string{"usage_v2", "uses_v1", "gaps_v1", "addresses_v1", "tree_usage_v1", "parts_usage_v1"} {
 			d.rebuilt(name)
 		}
 		if again, err := d.Prune(t.Context(), by, Pruning{Before: cuts[i]}, nil); err != nil || again.Messages != 0 || again.Act != 0 {
@@ -524,7 +524,7 @@ func TestPruneUpToHold(t *testing.T) {
 	if out, err := d.Prune(t.Context(), by, Pruning{Before: time.Now()}, nil); err != nil || out.Through != head {
 		t.Fatalf("%+v, %v", out, err)
 	}
-	d.rebuilt("usage_v1")
+	d.rebuilt("usage_v2")
 }
 
 // A process that is killed with -9 between the record and what it announces is
@@ -574,7 +574,7 @@ func TestKilledAfterRecording(t *testing.T) {
 	if err := next.Finish(t.Context()); err != nil {
 		t.Error(err)
 	}
-	next.rebuilt("usage_v1")
+	next.rebuilt("usage_v2")
 	p.open()
 }
 

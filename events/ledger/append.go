@@ -189,27 +189,10 @@ func (l *Ledger) feedMessage(x FeedEntry) (*nats.Msg, error) {
 		return nil, err
 	}
 	m.Header[sequenceHeader] = []string{strconv.FormatUint(x.Ledger, 10)}
-	for name, value := range map[string]string{
-		"ce-specversion": "1.0", "ce-id": e.ID, "ce-type": e.Type, "ce-time": e.Time.String(),
-		"ce-source": "/keyledger/" + e.Keyspace, "ce-subject": ceSubject(e),
-		"ce-datacontenttype": "application/json",
-	} {
+	for name, value := range events.CloudEvents(e) {
 		m.Header[name] = []string{value}
 	}
 	return m, nil
-}
-
-// ceSubject names whom a fact is about: <owner>/<key>, <owner>, or the keyspace.
-func ceSubject(e events.Envelope) string {
-	switch {
-	case e.Key != "" && e.Owner != "":
-		return e.Owner + "/" + e.Key
-	case e.Key != "":
-		return e.Key
-	case e.Owner != "":
-		return e.Owner
-	}
-	return e.Keyspace
 }
 
 // AppendOps stores an act in OPS. It expects nothing; a repeated attempt is
@@ -251,6 +234,28 @@ func (l *Ledger) AppendOpsAfter(ctx context.Context, expectedLast uint64, e even
 		},
 		stored: func(ctx context.Context) (*message, error) {
 			return l.get(ctx, events.Ops, getRequest{Seq: expectedLast + 1})
+		},
+	})
+}
+
+// AppendOpsOn stores an act in OPS when the last one on its own subject is at the
+// expected sequence (0: there is none): what was decided with everything there holds.
+// It fails as [Ledger.Append] does. What is held ([Ledger.Hold]) does not keep it: it
+// decides nothing.
+func (l *Ledger) AppendOpsOn(ctx context.Context, expected uint64, e events.Envelope) (uint64, error) {
+	m, err := l.message(events.OpsSubject(e), e)
+	if err != nil {
+		return 0, err
+	}
+	m.Header[expectSubject] = []string{strconv.FormatUint(expected, 10)}
+	return l.append(ctx, attempt{
+		stream: events.Ops, id: e.ID,
+		publish: func(ctx context.Context) (uint64, error) {
+			ack, err := l.publish(ctx, m)
+			return ack.Sequence, err
+		},
+		stored: func(ctx context.Context) (*message, error) {
+			return l.get(ctx, events.Ops, getRequest{Seq: expected + 1, NextFor: m.Subject})
 		},
 	})
 }

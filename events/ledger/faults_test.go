@@ -609,3 +609,39 @@ func TestLeavingWithTheLastBatch(t *testing.T) {
 		break
 	}
 }
+
+// What was acknowledged is read, whichever replica is asked for it: one that is behind
+// says that there is no more.
+func TestClusterReadsItsWrites(t *testing.T) {
+	c := testenv.Cluster(t, 3)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	var clients sync.WaitGroup
+	for i := range 6 { // so that replicas have something to do
+		l := open(t, c.Conn(i%3), ledger.Options{Replicas: 3})
+		clients.Go(func() {
+			owner := fmt.Sprintf("org_%d", i)
+			for n := range 40 {
+				at, err := l.Append(ctx, 0, created(owner, fmt.Sprintf("key_%d", n), 1))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for _, subjects := range [][]string{{"ledger.ks." + owner + ".*"}, nil} {
+					last := uint64(0)
+					for r, err := range l.Read(ctx, events.Ledger, at, at, subjects...) {
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						last = r.Sequence
+					}
+					if last != at {
+						t.Errorf("%s: %q to %d ended at %d", owner, subjects, at, last)
+					}
+				}
+			}
+		})
+	}
+	clients.Wait()
+}

@@ -146,6 +146,13 @@ func (c *chunk) decode(stream string) {
 		if err == nil {
 			c.records, err = decode(c.records, stream, at.sequence, m.Subject, m.Data)
 		}
+		if err == nil && stream == events.Feed {
+			fact := &c.records[len(c.records)-1]
+			if fact.Ledger, err = strconv.ParseUint(m.Header.Get(sequenceHeader), 10, 64); err != nil {
+				err = &RefusalError{[]Finding{{stream, fmt.Sprintf("the message at sequence %d does not say where in LEDGER its fact stands", at.sequence),
+					"Something else than keyledger wrote to the stream.", restore}}}
+			}
+		}
 		if err != nil {
 			c.err = err
 			break
@@ -374,6 +381,15 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 			r.onDisk = info.State.LastSeq
 		}
 	}
+	last := uint64(0) // before it no replica's word is taken that there is no more
+	if r.to > 0 && info.replicated() && r.mayAsk() {
+		if last, err = r.last(setup); err != nil {
+			return false, err
+		}
+		if last < r.next {
+			return true, nil
+		}
+	}
 	linked, unlink := l.linked(setup)
 	defer unlink()
 	consumer, err := l.js.CreateConsumer(linked, r.stream, config)
@@ -385,7 +401,7 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 			_ = l.nc.Publish("$JS.API.CONSUMER.DELETE."+r.stream+"."+config.Name, nil)
 		}
 	}()
-	if r.to > 0 && consumer.CachedInfo().NumPending == 0 {
+	if r.to > 0 && last == 0 && consumer.CachedInfo().NumPending == 0 {
 		return true, nil
 	}
 
@@ -483,7 +499,7 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 				}
 				messages = append(messages, m)
 				size += len(m.Data)
-				if r.to > 0 && (at.sequence == r.to || at.pending == 0) {
+				if r.to > 0 && (at.sequence == r.to || at.pending == 0 && at.sequence >= last) {
 					_, err := r.hand(ctx, messages, emit)
 					return err == nil, err
 				}
@@ -503,10 +519,19 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 			idleSince = time.Now()
 			continue
 		}
-		if time.Since(idleSince) < idleCheck || len(r.subjects) > 0 {
+		if time.Since(idleSince) < idleCheck || len(r.subjects) > 0 && (r.to == 0 || !r.mayAsk()) {
 			continue
 		}
 		idleSince = time.Now()
+		if len(r.subjects) > 0 { // what was left may have been pruned
+			if last, err = r.last(ctx); err != nil {
+				return false, err
+			}
+			if last < r.next {
+				return true, nil
+			}
+			continue
+		}
 		info, err := l.timelyInfo(ctx, r.stream)
 		if err != nil {
 			return false, err
@@ -520,6 +545,30 @@ func (r *reader) session(ctx context.Context, emit func([]*nats.Msg) bool) (end 
 			return false, r.missing(ctx, info.State.LastSeq)
 		}
 	}
+}
+
+// mayAsk says whether this user may ask the leader for single messages. A verifier may
+// not, of OPS: it sees there how far USAGE was pruned and nothing else.
+func (r *reader) mayAsk() bool { return !r.l.o.ReadOnly || r.stream != events.Ops }
+
+// last is where the last message stands that may have to be read, as the stream's leader
+// knows it; 0: there is none. It may be behind r.to. A consumer reads from one replica,
+// which may be behind the leader and then tells of no message that it does not have.
+func (r *reader) last(ctx context.Context) (last uint64, err error) {
+	if len(r.subjects) == 0 {
+		return r.to, nil
+	}
+	for _, subject := range r.subjects {
+		m, err := r.l.get(ctx, r.stream, getRequest{LastFor: subject})
+		if isNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		last = max(last, m.sequence)
+	}
+	return last, nil
 }
 
 // hand gives messages on when they are on disk; it answers whether reading goes

@@ -28,7 +28,7 @@ type Chooser func(line []byte) (bool, error)
 // and the last ones asked for may not be wanted any more.
 const pickWidth = 4
 
-// Pick reads the messages at these sequences, which MUST ascend, and decodes the
+// Pick reads the messages at these sequences, in their order, and decodes the
 // lines that are chosen; lines without needle in them are not asked about, where
 // there is one. It reads ahead, by little at first, and never by more messages than
 // ahead says, where it is given: counting the one that is waited for, and asked

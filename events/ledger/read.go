@@ -158,6 +158,19 @@ func (l *Ledger) Last(ctx context.Context, subject string) (events.Record, bool,
 	return records[0], true, nil
 }
 
+// LastOn is the sequence of the last message on an exact subject of a stream, as of
+// every acknowledged write; 0: there is none.
+func (l *Ledger) LastOn(ctx context.Context, stream, subject string) (uint64, error) {
+	m, err := l.get(ctx, stream, getRequest{LastFor: subject})
+	if isNotFound(err) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read the last message on %s: %w", subject, err)
+	}
+	return m.sequence, nil
+}
+
 // LastFed is how far FEED is: its own last sequence and the LEDGER sequence of
 // the fact there; both 0 when it is empty.
 func (l *Ledger) LastFed(ctx context.Context) (feed, ledger uint64, err error) {
@@ -188,6 +201,22 @@ func (l *Ledger) First(ctx context.Context, stream string) (uint64, error) {
 		return 0, err
 	}
 	return max(info.State.FirstSeq, 1), nil
+}
+
+// Extent is how much a stream holds, as its leader knows it.
+type Extent struct {
+	First, Last uint64 // sequences; First is behind Last where it is empty
+	Messages    uint64
+	Bytes       uint64 // with what the server stores around them
+}
+
+// Extent answers how much a stream holds.
+func (l *Ledger) Extent(ctx context.Context, stream string) (Extent, error) {
+	info, err := l.timelyInfo(ctx, stream)
+	if err != nil {
+		return Extent{}, err
+	}
+	return Extent{max(info.State.FirstSeq, 1), info.State.LastSeq, info.State.Msgs, info.State.Bytes}, nil
 }
 
 func (l *Ledger) timelyInfo(ctx context.Context, stream string) (*streamInfo, error) {

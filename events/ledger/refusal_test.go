@@ -432,7 +432,7 @@ func TestPrunedWhileRead(t *testing.T) {
 	const pages = 30_000 // more than is ever read ahead
 	body, _ := events.Encode(used("key_1"))
 	for range pages {
-		if _, err := js.PublishAsync("usage.ks.n", body); err != nil {
+		if _, err := js.PublishAsync("usage.ks.n", body, jetstream.WithStallWait(time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 	}

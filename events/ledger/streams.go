@@ -76,12 +76,19 @@ type streamInfo struct {
 	Config  json.RawMessage `json:"config"`
 	State   struct {
 		Msgs       uint64          `json:"messages"`
+		Bytes      uint64          `json:"bytes"`
 		FirstSeq   uint64          `json:"first_seq"`
 		LastSeq    uint64          `json:"last_seq"`
 		NumDeleted int             `json:"num_deleted"`
 		Lost       json.RawMessage `json:"lost"`
 	} `json:"state"`
+	Cluster struct {
+		Replicas []json.RawMessage `json:"replicas"` // but the leader
+	} `json:"cluster"`
 }
+
+// replicated says whether others than its leader hold the stream.
+func (i *streamInfo) replicated() bool { return len(i.Cluster.Replicas) > 0 }
 
 func (l *Ledger) info(ctx context.Context, stream string) (*streamInfo, error) {
 	var info streamInfo

@@ -142,7 +142,11 @@ func testsOfTheRepository(t *testing.T) map[string]bool {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no tests: %v", err)
 	}
-	for _, file := range files {
+	deeper, err := filepath.Glob("../../*/*/*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range append(files, deeper...) {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)

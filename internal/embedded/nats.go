@@ -29,6 +29,11 @@ type NATSConfig struct {
 	NoSync     bool         // acknowledge before fsync. For tests alone: a power cut loses acknowledged facts
 	Log        *slog.Logger // nil discards
 
+	// Account and Offers let clients in that see no more of this server than what accounts
+	// of their own import, see [NATS.SetAccounts]: what these call the account of
+	// everybody else, and its exports, in the server's configuration. "": there are none.
+	Account, Offers string
+
 	// RecoverWithin bounds the recovery of the streams: on certain damaged files
 	// the server never ends it. Zero: 2 minutes.
 	RecoverWithin time.Duration
@@ -45,9 +50,13 @@ type NATSCluster struct {
 // NATS is a running server. Shutdown MUST be called before the process ends in order.
 type NATS struct {
 	server   *server.Server
+	config   NATSConfig
 	lock     *flock.Flock
 	listen   bool
 	shutdown sync.Once
+
+	accounts sync.Mutex // held while they are changed
+	current  string     // of them
 }
 
 // maxStore takes the place of the server's own limit of three quarters of the
@@ -73,6 +82,49 @@ func StartNATS(cfg NATSConfig) (*NATS, error) {
 	if cfg.Cluster != nil && cfg.Listen == "" {
 		return nil, errors.New("NATS: a node of a cluster needs a listen address for clients")
 	}
+	opts, err := cfg.options("")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("NATS: make the store directory: %w", err)
+	}
+	lock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("NATS: %w", err)
+	}
+	if err := claimKind(cfg); err != nil {
+		lock.Close()
+		return nil, err
+	}
+	s, err := server.NewServer(opts)
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("NATS: %w", err)
+	}
+	n := &NATS{server: s, config: cfg, lock: lock, listen: cfg.Listen != ""}
+	log := &natsLog{log: cfg.Log}
+	s.SetLoggerV2(log, false, false, false)
+	if err := n.start(cfg); err != nil {
+		return nil, err
+	}
+	if fatal := log.fatal(); fatal != "" {
+		n.Shutdown()
+		return nil, fmt.Errorf("NATS did not start on %q: %s", cfg.Dir, strings.TrimSpace(fatal))
+	}
+	if !s.ReadyForConnections(startWait) {
+		n.Shutdown()
+		return nil, fmt.Errorf("NATS did not take connections within %s (directory %q, listen %q)%s", startWait, cfg.Dir, cfg.Listen, log.suffix())
+	}
+	if s.JetStreamConfig() == nil {
+		n.Shutdown()
+		return nil, fmt.Errorf("NATS started without JetStream on %q%s", cfg.Dir, log.suffix())
+	}
+	return n, nil
+}
+
+// options are what the server runs with, and with accounts.
+func (cfg NATSConfig) options(accounts string) (*server.Options, error) {
 	opts := &server.Options{
 		ServerName:             cfg.ServerName,
 		DontListen:             cfg.Listen == "",
@@ -104,42 +156,45 @@ func StartNATS(cfg NATSConfig) (*NATS, error) {
 			opts.Routes = append(opts.Routes, u)
 		}
 	}
+	if cfg.Account == "" {
+		return opts, nil
+	}
+	// Whoever gives no credentials is everybody else, as on a server without accounts.
+	let := server.Options{}
+	if err := let.ProcessConfigString(fmt.Sprintf("no_auth_user: everybody\naccounts {\n%s {\njetstream: enabled\nusers: [{user: everybody, password: \"\"}]\n%s\n}\n%s\n}\n",
+		cfg.Account, cfg.Offers, accounts)); err != nil {
+		return nil, fmt.Errorf("NATS: accounts: %w", err)
+	}
+	for _, a := range let.Accounts {
+		if a.Name == cfg.Account {
+			a.Name = server.DEFAULT_GLOBAL_ACCOUNT
+		}
+	}
+	opts.Accounts, opts.Users, opts.Nkeys, opts.NoAuthUser = let.Accounts, let.Users, let.Nkeys, let.NoAuthUser
+	return opts, nil
+}
 
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("NATS: make the store directory: %w", err)
+// SetAccounts replaces the accounts beside the one of everybody else, which these call
+// [NATSConfig.Account]: entries of accounts of the server's configuration. Clients of an
+// account that is not there any more are disconnected; all others stay.
+func (n *NATS) SetAccounts(accounts string) error {
+	n.accounts.Lock()
+	defer n.accounts.Unlock()
+	if accounts == n.current {
+		return nil
 	}
-	lock, err := lockDir(cfg.Dir)
-	if err != nil {
-		return nil, fmt.Errorf("NATS: %w", err)
+	// An account that was not there before imports nothing until the second time.
+	for range 2 {
+		opts, err := n.config.options(accounts)
+		if err != nil {
+			return err
+		}
+		if err := n.server.ReloadOptions(opts); err != nil {
+			return fmt.Errorf("NATS: accounts: %w", err)
+		}
 	}
-	if err := claimKind(cfg); err != nil {
-		lock.Close()
-		return nil, err
-	}
-	s, err := server.NewServer(opts)
-	if err != nil {
-		lock.Close()
-		return nil, fmt.Errorf("NATS: %w", err)
-	}
-	n := &NATS{server: s, lock: lock, listen: cfg.Listen != ""}
-	log := &natsLog{log: cfg.Log}
-	s.SetLoggerV2(log, false, false, false)
-	if err := n.start(cfg); err != nil {
-		return nil, err
-	}
-	if fatal := log.fatal(); fatal != "" {
-		n.Shutdown()
-		return nil, fmt.Errorf("NATS did not start on %q: %s", cfg.Dir, strings.TrimSpace(fatal))
-	}
-	if !s.ReadyForConnections(startWait) {
-		n.Shutdown()
-		return nil, fmt.Errorf("NATS did not take connections within %s (directory %q, listen %q)%s", startWait, cfg.Dir, cfg.Listen, log.suffix())
-	}
-	if s.JetStreamConfig() == nil {
-		n.Shutdown()
-		return nil, fmt.Errorf("NATS started without JetStream on %q%s", cfg.Dir, log.suffix())
-	}
-	return n, nil
+	n.current = accounts
+	return nil
 }
 
 // RecoveryError says that the server did not come to the end of its streams.
@@ -277,9 +332,15 @@ func (l *natsLog) line(level func(string, ...any), format string, v []any) strin
 }
 
 func (l *natsLog) Noticef(f string, v ...any) { l.line(l.log.Debug, f, v) }
-func (l *natsLog) Warnf(f string, v ...any)   { l.line(l.log.Warn, f, v) }
 func (l *natsLog) Debugf(f string, v ...any)  { l.line(l.log.Debug, f, v) }
 func (l *natsLog) Tracef(f string, v ...any)  { l.line(l.log.Debug, f, v) }
+
+func (l *natsLog) Warnf(f string, v ...any) {
+	if strings.HasPrefix(f, "Plaintext passwords detected") {
+		return // it is the empty one of the user that everybody is
+	}
+	l.line(l.log.Warn, f, v)
+}
 
 func (l *natsLog) Errorf(f string, v ...any) {
 	s := l.line(l.log.Error, f, v)

@@ -143,7 +143,7 @@ func void(ctx context.Context, c *commands.Commands, k *domain.Key) error {
 }
 
 // heads answers how long FEED is.
-func heads(t *testing.T, conn *nats.Conn) func() uint64 {
+func heads(t testing.TB, conn *nats.Conn) func() uint64 {
 	t.Helper()
 	js, err := jetstream.New(conn)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -635,7 +636,7 @@ func TestInsider(t *testing.T) {
 			})
 		}, []wanted{{"USAGE", inspect.Trimmed, "it begins at sequence 3, no pruning that is recorded reaches there"}}},
 		{"trims the beginning of USAGE, and forges the record of a pruning", func(x *insider) { x.prunes(func(f *audit.Frontier) {}) },
-			[]wanted{{"usage_v1", inspect.Row, "there is no baseline of what was pruned before"}}},
+			[]wanted{{"usage_v2", inspect.Row, "there is no baseline of what was pruned before"}}},
 		{"trims the beginning of USAGE, and forges the record of another pruning", func(x *insider) { x.prunes(func(f *audit.Frontier) { f.Add(tlog.Hash{}) }) },
 			[]wanted{{"USAGE", inspect.Recreated, "from USAGE 2 0 on none of"}}},
 		{"trims the end of LEDGER, and sets back bucket, positions and head files", func(x *insider) {
@@ -705,8 +706,8 @@ func TestInsider(t *testing.T) {
 			x.sql(`update keyledger.keys_v1 set revoked_at = null, revoke_reason = '' where id = $1`, p.revoked)
 		}, []wanted{{"keys_v1", inspect.Row, "keys_v1: the row id=" + p.revoked + ` was changed (revoke_reason: "", not "stolen"; revoked_at: null, not "`}}},
 		{"changes a row: more was used", func(x *insider) {
-			x.sql(`update keyledger.usage_v1 set requests = requests + 40 where ctid = (select ctid from keyledger.usage_v1 where key = $1 limit 1)`, p.key)
-		}, []wanted{{"usage_v1", inspect.Row, "key=" + p.key}, {"usage_v1", inspect.Row, "was changed (requests: 4"}}},
+			x.sql(`update keyledger.usage_v2 set requests = requests + 40 where ctid = (select ctid from keyledger.usage_v2 where key = $1 limit 1)`, p.key)
+		}, []wanted{{"usage_v2", inspect.Row, "key=" + p.key}, {"usage_v2", inspect.Row, "was changed (requests: 4"}}},
 		{"changes a row: the copy of LEDGER", func(x *insider) {
 			x.sql(`update keyledger.ledger_v1 set body = convert_to(replace(convert_from(body, 'UTF8'), 'stolen', 'boring'), 'UTF8') where sequence = $1`, int64(p.revocation))
 		}, []wanted{{"ledger_v1", inspect.Row, fmt.Sprintf("the row sequence=%d was changed (body)", p.revocation)}}},
@@ -798,7 +799,8 @@ func TestInsider(t *testing.T) {
 	}
 }
 
-// older is a checkpoint that was signed before the newest.
+// older is a checkpoint that was signed before the newest, and whose tree was published:
+// of two that are signed in quick succession only the second may be.
 func (x *insider) older(stream string) []byte {
 	x.t.Helper()
 	conn, err := pgx.Connect(x.t.Context(), x.stage.postgres)
@@ -806,11 +808,23 @@ func (x *insider) older(stream string) []byte {
 		x.t.Fatal(err)
 	}
 	defer conn.Close(x.t.Context())
-	var signed string
-	if err := conn.QueryRow(x.t.Context(), `select signed from keyledger.log_checkpoints where stream = $1 order by size desc offset 1 limit 1`, stream).Scan(&signed); err != nil {
+	rows, err := conn.Query(x.t.Context(), `select size, signed from keyledger.log_checkpoints where stream = $1 order by size desc offset 1`, stream)
+	if err != nil {
 		x.t.Fatal(err)
 	}
-	return []byte(signed)
+	defer rows.Close()
+	for rows.Next() {
+		var size int64
+		var signed string
+		if err := rows.Scan(&size, &signed); err != nil {
+			x.t.Fatal(err)
+		}
+		if _, err := os.Stat(x.log(strings.ToLower(stream), "tile", "0", "000.p", strconv.FormatInt(size, 10))); err == nil {
+			return []byte(signed)
+		}
+	}
+	x.t.Fatal("no older tree of ", stream, " was published: ", rows.Err())
+	return nil
 }
 
 // bucketAnew makes the bucket of the log anew, with the newest value of each place that

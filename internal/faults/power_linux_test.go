@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -377,11 +379,36 @@ func mountable(t *testing.T) error {
 func (d *ext4) dir() string   { return d.mount }
 func (d *ext4) between() bool { return false }
 
-// cut throws away what the file system has not written, journal included.
+// cut throws away what the file system has not written, journal included. The server
+// does not live to see its writes fail: it would show readers what it could not store.
 func (d *ext4) cut(b *broker) {
+	d.freeze(b)
 	d.shutdown()
 	b.process.Kill()
 	d.remount()
+}
+
+// freeze stops the server where it is: at most its threads wait for the disk.
+func (d *ext4) freeze(b *broker) {
+	b.process.Signal(syscall.SIGSTOP)
+	for end := time.Now().Add(patience); ; {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", b.process.PID()))
+		if err != nil || len(tasks) == 0 {
+			d.t.Fatalf("no threads of the server: %v", err)
+		}
+		running := slices.ContainsFunc(tasks, func(path string) bool {
+			stat, err := os.ReadFile(path)
+			_, after, ok := strings.Cut(string(stat), ") ") // its name may hold anything
+			return err == nil && (!ok || !strings.HasPrefix(after, "T") && !strings.HasPrefix(after, "D"))
+		})
+		if !running {
+			return
+		}
+		if time.Now().After(end) {
+			d.t.Fatal("the server does not stop")
+		}
+		runtime.Gosched()
+	}
 }
 
 // shutdown is the moment of a power cut: nothing more reaches the disk.
@@ -399,12 +426,24 @@ func (d *ext4) shutdown() {
 	}
 }
 
-// remount is the power coming back. Nobody has a file open.
+// remount is the power coming back. Nobody has a file open, but a process in a mount
+// namespace of its own, of another test perhaps, may hold the file system as it was; then
+// it is mounted as it was, until that process has ended.
 func (d *ext4) remount() {
-	if out, err := exec.Command("umount", d.mount).CombinedOutput(); err != nil {
-		d.t.Fatalf("umount: %v %s", err, out)
-	}
-	if err := d.attach(); err != nil {
-		d.t.Fatal(err)
+	for until := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		if out, err := exec.Command("umount", d.mount).CombinedOutput(); err != nil {
+			d.t.Fatalf("umount: %v %s", err, out)
+		}
+		if err := d.attach(); err != nil {
+			d.t.Fatal(err)
+		}
+		probe := filepath.Join(d.mount, "probe")
+		err := errors.Join(os.WriteFile(probe, nil, 0o600), os.Remove(probe))
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, syscall.EIO) || time.Now().After(until) {
+			d.t.Fatal(err)
+		}
 	}
 }

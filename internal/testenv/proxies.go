@@ -23,19 +23,25 @@ import (
 // cache, which takes apt and a mirror, but no root.
 func Nginx(t testing.TB) (path string, env []string) {
 	t.Helper()
-	for _, name := range []string{"nginx", "/usr/sbin/nginx", "/usr/local/sbin/nginx", "/opt/homebrew/bin/nginx"} {
+	return ofDebian(t, unpackedNginx, "nginx", "usr/sbin/nginx", "nginx", "/usr/sbin/nginx", "/usr/local/sbin/nginx", "/opt/homebrew/bin/nginx")
+}
+
+// ofDebian answers where a program of the machine is, else the one of Debian's package.
+func ofDebian(t testing.TB, unpacked func() (string, error), pkg, inside string, names ...string) (path string, env []string) {
+	t.Helper()
+	for _, name := range names {
 		if path, err := exec.LookPath(name); err == nil {
 			return path, nil
 		}
 	}
-	root, err := unpackedNginx()
+	root, err := unpacked()
 	if err != nil {
-		t.Fatalf("nginx is not on this machine and cannot be fetched: %v\ninstall it (apt-get install nginx)", err)
+		t.Fatalf("%s is not on this machine and cannot be fetched: %v\ninstall it (apt-get install %s)", names[0], err, pkg)
 	}
 	if dirs := libraries(root); len(dirs) > 0 {
 		env = []string{"LD_LIBRARY_PATH=" + strings.Join(dirs, ":")}
 	}
-	return filepath.Join(root, "usr/sbin/nginx"), env
+	return filepath.Join(root, inside), env
 }
 
 // Caddy builds Caddy, of the version that caddy/go.mod names, once into the user's
@@ -60,10 +66,57 @@ func TLogTiles(t testing.TB) (path string) {
 	return path
 }
 
+// CloudEvents builds a reader of messages with the SDK of CloudEvents, of the version that
+// cloudevents/go.mod names, once into the user's cache, and answers where it is.
+func CloudEvents(t testing.TB) (path string) {
+	t.Helper()
+	path, err := builtCloudEvents()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// OpenID builds an identity provider, of the version that openid/go.mod names, once into
+// the user's cache, and answers where it is.
+func OpenID(t testing.TB) (path string) {
+	t.Helper()
+	path, err := builtOpenID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 var (
-	builtCaddy     = sync.OnceValues(func() (string, error) { return builtModule("caddy") })
-	builtTLogTiles = sync.OnceValues(func() (string, error) { return builtModule("tlogtiles") })
+	builtCaddy       = sync.OnceValues(func() (string, error) { return builtModule("caddy") })
+	builtCloudEvents = sync.OnceValues(func() (string, error) { return builtModule("cloudevents") })
+	builtOpenID      = sync.OnceValues(func() (string, error) { return builtModule("openid") })
+	builtTLogTiles   = sync.OnceValues(func() (string, error) { return builtModule("tlogtiles") })
 )
+
+// NodeModules installs packages of npm, named with their versions, once into the user's
+// cache, and answers the directory node_modules. It needs npm.
+func NodeModules(t testing.TB, packages ...string) (path string) {
+	t.Helper()
+	sum := sha256.Sum256([]byte(strings.Join(packages, " ")))
+	dir, err := once("npm-"+hex.EncodeToString(sum[:8]), func(dir string) error {
+		// Without --prefix, which has npm leave out the machine's own configuration.
+		if err := os.WriteFile(filepath.Join(dir, "package.json"), []byte("{}\n"), 0o644); err != nil {
+			return err
+		}
+		install := exec.Command("npm", append([]string{"install", "--loglevel=error", "--no-audit", "--no-fund", "--no-package-lock", "--ignore-scripts"}, packages...)...)
+		install.Dir = dir
+		if out, err := install.CombinedOutput(); err != nil {
+			return fmt.Errorf("npm install %s: %w\n%s", packages, err, out)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(dir, "node_modules")
+}
 
 // builtModule builds the program of a module that stands beside this file.
 func builtModule(name string) (string, error) {
@@ -90,8 +143,15 @@ func builtModule(name string) (string, error) {
 	return filepath.Join(dir, name), err
 }
 
-var unpackedNginx = sync.OnceValues(func() (string, error) {
-	return once("nginx", func(dir string) error {
+var (
+	unpackedNginx = sync.OnceValues(func() (string, error) { return unpack("nginx", "usr/sbin/nginx") })
+	unpackedRedis = sync.OnceValues(func() (string, error) { return unpack("redis-server", "usr/bin/redis-server") })
+)
+
+// unpack unpacks a package of Debian, with what it needs that the machine lacks, into
+// the user's cache.
+func unpack(pkg, program string) (string, error) {
+	return once(pkg, func(dir string) error {
 		lists, cache := filepath.Join(dir, "lists"), filepath.Join(dir, "cache")
 		for _, d := range []string{filepath.Join(lists, "partial"), filepath.Join(cache, "archives", "partial")} {
 			if err := os.MkdirAll(d, 0o755); err != nil {
@@ -116,14 +176,14 @@ var unpackedNginx = sync.OnceValues(func() (string, error) {
 		if _, err := apt("update"); err != nil {
 			return err
 		}
-		// What it would install beside nginx is what this machine lacks.
-		plan, err := apt("--simulate", "--no-install-recommends", "install", "nginx")
+		// What it would install beside the package is what this machine lacks.
+		plan, err := apt("--simulate", "--no-install-recommends", "install", pkg)
 		if err != nil {
 			return err
 		}
-		download := []string{"download", "nginx"}
+		download := []string{"download", pkg}
 		for line := range strings.Lines(plan) {
-			if f := strings.Fields(line); len(f) > 1 && f[0] == "Inst" && f[1] != "nginx" {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "Inst" && f[1] != pkg {
 				download = append(download, f[1])
 			}
 		}
@@ -142,14 +202,14 @@ var unpackedNginx = sync.OnceValues(func() (string, error) {
 		}
 		os.RemoveAll(lists)
 		os.RemoveAll(cache)
-		v := exec.Command(filepath.Join(dir, "usr/sbin/nginx"), "-V")
+		v := exec.Command(filepath.Join(dir, program), "-v")
 		v.Env = append(os.Environ(), "LD_LIBRARY_PATH="+strings.Join(libraries(dir), ":"))
 		if out, err := v.CombinedOutput(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", v, err, out)
 		}
 		return nil
 	})
-})
+}
 
 // libraries are the directories below root that hold shared libraries.
 func libraries(root string) (dirs []string) {

@@ -44,6 +44,7 @@ type Ring struct {
 
 	sequence   atomic.Uint64 // of the last record applied, as announced to those who wait
 	revocation atomic.Int64  // nanoseconds that the last revocation took to get here; 0: none yet
+	stopped    atomic.Pointer[func(Stopped)]
 
 	// deciding is held for writing while one record is applied, and for reading
 	// while a State is put together, so that its parts are of one moment.
@@ -138,8 +139,9 @@ func (r *Ring) Run(ctx context.Context, l *ledger.Ledger) error {
 			return fmt.Errorf("keyring: %w", err)
 		}
 		for i := range batch {
-			r.apply(batch[i])
-			r.measure(&batch[i].Event)
+			if r.apply(batch[i]) {
+				r.measure(&batch[i])
+			}
 		}
 		r.reach(batch[len(batch)-1].Sequence)
 		r.settle(head)
@@ -154,12 +156,57 @@ func (r *Ring) settle(head uint64) {
 	}
 }
 
-// measure takes the time from a revocation's decision to here. What was in the
-// stream when the ring began says nothing about that.
-func (r *Ring) measure(e *events.Envelope) {
-	if _, ok := e.Data.(events.KeyRevoked); ok && r.isReady {
+// measure takes the time of a fact that held. What was in the stream when the ring
+// began says nothing about how long it took.
+func (r *Ring) measure(rec *events.Record) {
+	if !r.isReady {
+		return
+	}
+	e := &rec.Event
+	if tell := r.stopped.Load(); tell != nil && Stops(e) {
+		(*tell)(Stopped{rec.Sequence, time.Now(), *e})
+	}
+	if _, ok := e.Data.(events.KeyRevoked); ok {
 		r.revocation.Store(max(int64(time.Since(e.Time.Time())), 1))
 	}
+}
+
+// Stopped is a fact after which a key, or a secret of it, is refused, and since when
+// it is so here: who asks the ring after At does not find it any more. The event's
+// strings may be parts of a larger text.
+type Stopped struct {
+	Sequence uint64
+	At       time.Time
+	Event    events.Envelope
+}
+
+// OnStopped has f called with every such fact that is applied from now on, by the
+// goroutine that applies records: f MUST NOT block. Nil ends that.
+func (r *Ring) OnStopped(f func(Stopped)) {
+	if f == nil {
+		r.stopped.Store(nil)
+		return
+	}
+	r.stopped.Store(&f)
+}
+
+// Stops says whether a fact ends a customer's key, or a secret of it, with itself:
+// a revocation, a rotation without grace or the early end of one, an expiry that lies
+// in the past. A deletion does not: a live key is revoked by the fact before it. What
+// ends later by each node's clock does not either.
+func Stops(e *events.Envelope) bool {
+	if e.Keyspace == events.RootKeyspace {
+		return false
+	}
+	switch d := e.Data.(type) {
+	case events.KeyRevoked, events.KeyGraceEnded:
+		return true
+	case events.KeyRotated:
+		return d.GraceUntil <= e.Time || d.EndGrace
+	case events.KeyUpdated:
+		return d.ExpiresAt != nil && d.ExpiresAt.At != 0 && d.ExpiresAt.At <= e.Time
+	}
+	return false
 }
 
 // RevocationLatency is how long after it was decided the last revocation took
@@ -221,7 +268,8 @@ func (r *Ring) Apply(rec events.Record) {
 	r.reach(rec.Sequence)
 }
 
-func (r *Ring) apply(rec events.Record) {
+// apply says whether the record held.
+func (r *Ring) apply(rec events.Record) (held bool) {
 	r.deciding.Lock()
 	defer r.deciding.Unlock()
 	r.applied = rec.Sequence
@@ -244,7 +292,7 @@ func (r *Ring) apply(rec events.Record) {
 			before.Key = at.key.Load()
 		}
 	}
-	if !domain.Holds(before, *e) {
+	if held = domain.Holds(before, *e); !held {
 		r.mu.Lock()
 		r.void[rec.Sequence] = struct{}{}
 		r.mu.Unlock()
@@ -270,6 +318,7 @@ func (r *Ring) apply(rec events.Record) {
 	if after.Key != before.Key {
 		r.storeKey(at, number, o, before.Key, after.Key)
 	}
+	return held
 }
 
 func (r *Ring) storeKeyspace(k *domain.Keyspace) {

@@ -2,6 +2,7 @@ package keyring
 
 import (
 	"iter"
+	"slices"
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
@@ -85,6 +86,45 @@ func (r *Ring) All(keyspace, owner string) iter.Seq[*domain.Key] {
 				// Entries are added in order: behind the last one there is none.
 				k := row[i].key.Load()
 				if k == nil || !emit(k) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Newest are the keys that [Ring.All] has, in the opposite order.
+func (r *Ring) Newest(keyspace, owner string) iter.Seq[*domain.Key] {
+	return func(yield func(*domain.Key) bool) {
+		if keyspace != "" && owner != "" {
+			o := r.findOwner(keyspace, owner)
+			if o == nil {
+				return
+			}
+			o.mu.Lock()
+			keys := o.keys[:len(o.keys):len(o.keys)]
+			o.mu.Unlock()
+			for _, e := range slices.Backward(keys) {
+				if !yield(e.key.Load()) {
+					return
+				}
+			}
+			return
+		}
+		rows := r.entries.rows.Load()
+		if rows == nil {
+			return
+		}
+		for _, row := range slices.Backward(*rows) {
+			for i := range row {
+				k := row[len(row)-1-i].key.Load()
+				if k == nil { // behind the last one
+					continue
+				}
+				if keyspace == "" && k.Keyspace == events.RootKeyspace || keyspace != "" && k.Keyspace != keyspace || owner != "" && k.Owner != owner {
+					continue
+				}
+				if !yield(k) {
 					return
 				}
 			}

@@ -306,6 +306,29 @@ func (l *Limiter) UsedUp(id *domain.Pool, q *domain.Quota, now time.Time) bool {
 	return false
 }
 
+// Stand tells where a pool stands now, as [Limiter.Take] would, and takes nothing. OK
+// says whether one more request would be admitted; t's other answers are none.
+func (l *Limiter) Stand(id *domain.Pool, q *domain.Quota, now time.Time, t *Taken) {
+	t.OK, t.N, t.Refused, t.RetryAfter, t.Later = true, 0, -1, 0, 0
+	asked := int64(now.Sub(l.base))
+	wall := now.UnixNano() - asked
+	p := l.locked(id)
+	if p == nil {
+		p = &pool{latest: asked} // nothing was counted
+		p.mu.Lock()
+	}
+	defer p.mu.Unlock()
+	at := max(asked, p.latest)
+	today := dayOf(wall + at)
+	for i, limit := range q {
+		if limit != 0 {
+			used := p.used(i, at, today)
+			t.OK = t.OK && used < limit
+			t.add(i, limit, limit-used, wall+max(p.gone(i, today, 1, wall), at))
+		}
+	}
+}
+
 // Pools are those in use, and some that are not swept yet.
 func (l *Limiter) Pools() []domain.Pool {
 	var all []domain.Pool

@@ -45,6 +45,12 @@ func (l limiter) UsedUp(id domain.Pool, limits events.Limits, now time.Time) boo
 	return l.Limiter.UsedUp(&id, new(domain.QuotaOf(limits)), now)
 }
 
+func (l limiter) Stand(id domain.Pool, limits events.Limits, now time.Time) taken {
+	var t limit.Taken
+	l.Limiter.Stand(&id, new(domain.QuotaOf(limits)), now, &t)
+	return taken{t, t.Limits[:t.N], now}
+}
+
 type taken struct {
 	limit.Taken
 	Limits []limit.Limit
@@ -173,8 +179,18 @@ func TestSchedules(t *testing.T) {
 					admitted[i] = slices.Delete(slices.Clone(admitted[i]), j, j+1)
 				}
 			}
+			stood := l.Stand(pools[i], limits, now)
 			got := take(i, n, now)
-			if l.UsedUp(pools[i], limits, now) != (take(i, 1, now).OK == false) {
+			for w, s := range stood.Limits {
+				left := s.Remaining
+				if got.OK {
+					left -= n
+				}
+				if g := got.Limits[w]; s.Window != g.Window || s.Limit != g.Limit || left != g.Remaining || s.Reset < events.At(now) {
+					t.Fatalf("it stood at %+v, and %d more made it %+v", s, n, g)
+				}
+			}
+			if used := l.UsedUp(pools[i], limits, now); used == l.Stand(pools[i], limits, now).OK || used != (take(i, 1, now).OK == false) {
 				t.Fatal("whether a limit is used up is not what the next request finds")
 			}
 			if got.OK || got.RetryAfter == 0 || rapid.Bool().Draw(t, "go on") {

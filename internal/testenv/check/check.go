@@ -39,7 +39,7 @@ type Subject struct {
 const patience = 30 * time.Second
 
 // Ledger fails the test for every invariant that does not hold: streams have no
-// gap and every body decodes; an id is there once; at each key version one
+// gap and every body decodes and is what its JSON Schema says; an id is there once; at each key version one
 // fact holds; FEED holds each such fact once, in order, in its public form; the
 // rows of every projection equal a rebuild from the first record; and no secret
 // stands in a body, a row or a line of the log; every checkpoint that was signed has
@@ -79,7 +79,7 @@ func Ledger(t testing.TB, s Subject) {
 func (s Subject) streams(ctx context.Context, t testing.TB, l *ledger.Ledger) (held []events.Record) {
 	t.Helper()
 	ring := keyring.New()
-	ids := map[string]string{}
+	ids, seen := map[string]string{}, map[string]int{}
 	for _, stream := range []string{events.Ledger, events.Usage, events.Ops} {
 		head, err := l.Head(ctx, stream)
 		if err != nil {
@@ -100,6 +100,9 @@ func (s Subject) streams(ctx context.Context, t testing.TB, l *ledger.Ledger) (h
 			}
 			ids[r.Event.ID] = at
 			s.secretIn(t, at, r.Body)
+			if err := ofSchema(r, seen); err != nil {
+				t.Errorf("%s: %v", at, err)
+			}
 			if stream == events.Ledger {
 				ring.Apply(r)
 				if void, _ := ring.Void(ctx, r.Sequence); !void {
@@ -135,7 +138,7 @@ func (s Subject) feed(ctx context.Context, t testing.TB, l *ledger.Ledger, held 
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	i := 0
+	i, seen := 0, map[string]int{}
 	for r, err := range l.Follow(ctx, events.Feed, 0) {
 		if err != nil {
 			t.Fatalf("FEED holds %d of %d facts: %v", i, len(held), err)
@@ -148,6 +151,9 @@ func (s Subject) feed(ctx context.Context, t testing.TB, l *ledger.Ledger, held 
 			t.Fatalf("FEED %d is not LEDGER %d in its public form (-want +got):\n%s", r.Sequence, held[i].Sequence, d)
 		}
 		s.secretIn(t, fmt.Sprintf("FEED %d", r.Sequence), r.Body)
+		if err := ofSchema(r, seen); err != nil {
+			t.Errorf("FEED %d: %v", r.Sequence, err)
+		}
 		if i++; i == len(held) {
 			break
 		}
