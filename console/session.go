@@ -12,10 +12,12 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/api"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 // Bucket is the NATS KV bucket of sessions and one-time codes. What is in it can
@@ -33,26 +35,20 @@ const (
 // Sessions keeps who is signed in. A token is in one browser's cookie, its SHA-256
 // is the name of the session here. It is safe for concurrent use.
 type Sessions struct {
-	kv         jetstream.KeyValue
-	replicated bool
-	now        func() time.Time
+	kv   jetstream.KeyValue
+	conn *nats.Conn
+	now  func() time.Time
 }
 
 // OpenSessions opens the bucket and makes it where it is missing.
 func OpenSessions(ctx context.Context, js jetstream.JetStream, replicas int) (*Sessions, error) {
-	kv, err := js.KeyValue(ctx, Bucket)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket: Bucket, Description: "who is signed in at the console", History: 1, TTL: sessionTime, MaxBytes: 64 << 20, Replicas: max(replicas, 1),
-		})
-		if errors.Is(err, jetstream.ErrBucketExists) {
-			kv, err = js.KeyValue(ctx, Bucket)
-		}
-	}
+	kv, err := cluster.OpenBucket(ctx, js, jetstream.KeyValueConfig{
+		Bucket: Bucket, Description: "who is signed in at the console", History: 1, TTL: sessionTime, MaxBytes: 64 << 20, Replicas: max(replicas, 1),
+	})
 	if err != nil {
-		return nil, fmt.Errorf("open the bucket %s: %w", Bucket, err)
+		return nil, err
 	}
-	return &Sessions{kv: kv, replicated: replicas > 1, now: time.Now}, nil
+	return &Sessions{kv: kv, conn: js.Conn(), now: time.Now}, nil
 }
 
 // session is somebody who is signed in: the holder of a root key, or a person.
@@ -90,25 +86,21 @@ func (s *Sessions) begin(ctx context.Context, v session) (token string, err erro
 	return token, s.put(ctx, nameOf("session", token), v)
 }
 
-// get reads an entry; errSignedOut: there is none. A replica that is behind does not have
-// yet what began just before, so there another look is taken.
-func (s *Sessions) get(ctx context.Context, name string) (jetstream.KeyValueEntry, error) {
-	for looks := 1; ; looks++ {
-		entry, err := s.kv.Get(ctx, name)
-		switch {
-		case err == nil:
-			return entry, nil
-		case !errors.Is(err, jetstream.ErrKeyNotFound):
-			return nil, fmt.Errorf("read the bucket %s: %w", Bucket, err)
-		case !s.replicated || looks == 10:
-			return nil, errSignedOut
-		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
-			return nil, fmt.Errorf("read the bucket %s: %w", Bucket, ctx.Err())
-		}
+// get reads an entry; errSignedOut: there is none. What began just before is known to the
+// bucket's leader, and perhaps to no other server.
+func (s *Sessions) get(ctx context.Context, name string) (value []byte, revision uint64, err error) {
+	entry, err := s.kv.Get(ctx, name)
+	if err == nil {
+		return entry.Value(), entry.Revision(), nil
 	}
+	if !errors.Is(err, jetstream.ErrKeyNotFound) {
+		return nil, 0, fmt.Errorf("read the bucket %s: %w", Bucket, err)
+	}
+	value, revision, err = cluster.Get(ctx, s.conn, Bucket, name)
+	if err == nil && value == nil {
+		err = errSignedOut
+	}
+	return value, revision, err
 }
 
 func (s *Sessions) put(ctx context.Context, name string, v any) error {
@@ -149,11 +141,11 @@ func (s *Sessions) find(ctx context.Context, token string, somebody bool) (*sess
 		return nil, errSignedOut
 	}
 	name := nameOf("session", token)
-	entry, err := s.get(ctx, name)
+	value, revision, err := s.get(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	v, err := decodeSession(entry)
+	v, err := decodeSession(name, value, revision)
 	if err != nil {
 		return nil, err
 	}
@@ -168,9 +160,9 @@ func (s *Sessions) find(ctx context.Context, token string, somebody bool) (*sess
 	return v, nil
 }
 
-func decodeSession(entry jetstream.KeyValueEntry) (*session, error) {
-	v := &session{id: entry.Key(), revision: entry.Revision()}
-	if err := json.Unmarshal(entry.Value(), v); err != nil {
+func decodeSession(name string, value []byte, revision uint64) (*session, error) {
+	v := &session{id: name, revision: revision}
+	if err := json.Unmarshal(value, v); err != nil {
 		return nil, fmt.Errorf("a session in the bucket %s cannot be read: %w", Bucket, err)
 	}
 	if len(v.RootKey) == len(v.Caller.RootKey) {
@@ -196,7 +188,7 @@ func (s *Sessions) all(ctx context.Context) ([]*session, error) {
 				slices.SortFunc(all, func(a, b *session) int { return b.Seen.Compare(a.Seen) })
 				return all, nil
 			}
-			if v, err := decodeSession(entry); err == nil && !s.over(v) {
+			if v, err := decodeSession(entry.Key(), entry.Value(), entry.Revision()); err == nil && !s.over(v) {
 				all = append(all, v)
 			}
 		case <-ctx.Done():
@@ -264,16 +256,18 @@ func (s *Sessions) Link(ctx context.Context, rootKey [sha256.Size]byte) (path st
 // redeem uses a code up. errSignedOut: it is not known, used or too old.
 func (s *Sessions) redeem(ctx context.Context, token string) (*code, error) {
 	name := nameOf("code", token)
-	entry, err := s.get(ctx, name)
+	value, revision, err := s.get(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	// Whoever removes it has it: of two at once the second is refused.
-	if err := s.kv.Delete(ctx, name, jetstream.LastRevision(entry.Revision())); err != nil {
+	if err := s.kv.Delete(ctx, name, jetstream.LastRevision(revision)); cluster.Conflict(err) {
 		return nil, errSignedOut
+	} else if err != nil {
+		return nil, fmt.Errorf("write to the bucket %s: %w", Bucket, err)
 	}
 	var v code
-	if err := json.Unmarshal(entry.Value(), &v); err != nil {
+	if err := json.Unmarshal(value, &v); err != nil {
 		return nil, err
 	}
 	if len(v.RootKey) != sha256.Size || s.now().After(v.Until) {

@@ -28,6 +28,7 @@ import (
 	"github.com/keyledger/keyledger/commands/webhooks"
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/gateway/front"
@@ -205,7 +206,11 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		n.follow("feed", func() error { return feed.Run(followers) })
 		n.endings = endings.New()
 		n.done.Go(func() { n.followEndings(followers) })
-		feedAt, ledgerAt, err := n.ledger.LastFed(ctx)
+		var feedAt, ledgerAt uint64
+		err = cluster.AskToStart(ctx, func(ctx context.Context) (err error) {
+			feedAt, ledgerAt, err = n.ledger.LastFed(ctx)
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -333,7 +338,11 @@ func (n *node) followRecent(ctx context.Context, after uint64) {
 }
 
 func (n *node) started(ctx context.Context) error {
-	head, err := n.ledger.Head(ctx, events.Ledger)
+	var head uint64
+	err := cluster.AskToStart(ctx, func(ctx context.Context) (err error) {
+		head, err = n.ledger.Head(ctx, events.Ledger)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -32,6 +32,7 @@ import (
 
 	"github.com/keyledger/keyledger/domain"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 	"github.com/keyledger/keyledger/events/ledger"
 )
 
@@ -65,20 +66,10 @@ type Sealer interface {
 
 // OpenBucket opens the bucket and makes it where it is missing.
 func OpenBucket(ctx context.Context, js jetstream.JetStream, replicas int) (jetstream.KeyValue, error) {
-	kv, err := js.KeyValue(ctx, Bucket)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket: Bucket, Description: "new secrets, sealed, until their customer opens the link", History: 1, MaxBytes: 256 << 20,
-			LimitMarkerTTL: time.Minute, Replicas: max(replicas, 1),
-		})
-		if errors.Is(err, jetstream.ErrBucketExists) {
-			kv, err = js.KeyValue(ctx, Bucket)
-		}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open the bucket %s: %w", Bucket, err)
-	}
-	return kv, nil
+	return cluster.OpenBucket(ctx, js, jetstream.KeyValueConfig{
+		Bucket: Bucket, Description: "new secrets, sealed, until their customer opens the link", History: 1, MaxBytes: 256 << 20,
+		LimitMarkerTTL: time.Minute, Replicas: max(replicas, 1),
+	})
 }
 
 // By says who does something, and how.
@@ -287,7 +278,7 @@ func (c *Claims) Withdraw(ctx context.Context, by By, key *domain.Key) (Claim, e
 // take takes a sealed secret out; false: somebody else did.
 func (c *Claims) take(ctx context.Context, name string, revision uint64) (bool, error) {
 	err := c.KV.Purge(ctx, name, jetstream.LastRevision(revision), jetstream.PurgeTTL(time.Hour))
-	if api, ok := errors.AsType[*jetstream.APIError](err); ok && api.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence {
+	if cluster.Conflict(err) {
 		return false, nil
 	}
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 const (
@@ -412,7 +413,7 @@ func (l *Ledger) append(ctx context.Context, a attempt) (uint64, error) {
 			l.seen(a.stream, sequence, a.id)
 			return sequence, nil
 		}
-		if unknown && isConflict(err) && a.stored != nil {
+		if unknown && cluster.Conflict(err) && a.stored != nil {
 			m, err := a.stored(try)
 			switch {
 			case err == nil && lastID(a.stream, m.body) == a.id:
@@ -424,7 +425,7 @@ func (l *Ledger) append(ctx context.Context, a attempt) (uint64, error) {
 				return 0, ErrConflict
 			}
 			// Nothing stands there yet: what we conflict with is still on its way.
-		} else if isConflict(err) {
+		} else if cluster.Conflict(err) {
 			cancel()
 			return 0, ErrConflict
 		} else if !repeatable(err) {
@@ -451,11 +452,6 @@ func (l *Ledger) connected(ctx context.Context) bool {
 		}
 	}
 	return true
-}
-
-func isConflict(err error) bool {
-	e, ok := errors.AsType[*jetstream.APIError](err)
-	return ok && (e.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequence || e.ErrorCode == jetstream.JSErrCodeStreamWrongLastSequenceConstant)
 }
 
 // lostAnswer is for errors after which the message may have been stored.

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 const (
@@ -97,7 +98,7 @@ func (l *Ledger) start(ctx context.Context, stream string, after uint64) (uint64
 		return 0, err
 	}
 	var info *streamInfo
-	err := retry(ctx, func(ctx context.Context) (err error) { info, err = l.timelyInfo(ctx, stream); return err })
+	err := cluster.Ask(ctx, func(ctx context.Context) (err error) { info, err = l.timelyInfo(ctx, stream); return err })
 	if err != nil {
 		return 0, err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 // Prune purges USAGE from the front, up to and with a sequence, and returns how
@@ -28,7 +29,7 @@ func (l *Ledger) Prune(ctx context.Context, through uint64) (purged uint64, err 
 		Success bool   `json:"success"`
 		Purged  uint64 `json:"purged"`
 	}
-	err = retry(ctx, func(ctx context.Context) error {
+	err = cluster.Ask(ctx, func(ctx context.Context) error {
 		return l.api(ctx, "STREAM.PURGE."+events.Usage, map[string]any{"seq": through + 1}, &answer)
 	})
 	if err == nil && !answer.Success {

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 // message is one stored message.
@@ -220,7 +221,7 @@ func (l *Ledger) Extent(ctx context.Context, stream string) (Extent, error) {
 }
 
 func (l *Ledger) timelyInfo(ctx context.Context, stream string) (*streamInfo, error) {
-	ctx, cancel := context.WithTimeout(ctx, attemptWait)
+	ctx, cancel := context.WithTimeout(ctx, cluster.AskTime)
 	defer cancel()
 	info, err := l.info(ctx, stream)
 	if err != nil {
@@ -234,7 +235,7 @@ func (l *Ledger) timelyInfo(ctx context.Context, stream string) (*streamInfo, er
 func (l *Ledger) Read(ctx context.Context, stream string, from, to uint64, subjects ...string) iter.Seq2[events.Record, error] {
 	return func(yield func(events.Record, error) bool) {
 		var info *streamInfo
-		err := retry(ctx, func(ctx context.Context) (err error) { info, err = l.timelyInfo(ctx, stream); return err })
+		err := cluster.Ask(ctx, func(ctx context.Context) (err error) { info, err = l.timelyInfo(ctx, stream); return err })
 		if err != nil {
 			yield(events.Record{}, err)
 			return

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 // Finding is one reason to doubt a stream.
@@ -113,7 +114,7 @@ func (l *Ledger) open(ctx context.Context) error {
 	// fact that reached both in between is nothing that was lost.
 	for _, name := range slices.Backward(streamNames) {
 		var info *streamInfo
-		err := retry(ctx, func(ctx context.Context) (err error) { info, err = l.info(ctx, name); return err })
+		err := cluster.Ask(ctx, func(ctx context.Context) (err error) { info, err = l.info(ctx, name); return err })
 		switch {
 		case isNotFound(err):
 			missing = append(missing, name)
@@ -155,7 +156,7 @@ func (l *Ledger) open(ctx context.Context) error {
 	}
 
 	for _, name := range missing {
-		err := retry(ctx, func(ctx context.Context) error {
+		err := cluster.Ask(ctx, func(ctx context.Context) error {
 			_, err := l.js.CreateStream(ctx, Config(name, l.o.Replicas))
 			return err
 		})
@@ -163,7 +164,7 @@ func (l *Ledger) open(ctx context.Context) error {
 			return fmt.Errorf("create stream %s: %w", name, err)
 		}
 		var info *streamInfo
-		if err := retry(ctx, func(ctx context.Context) (err error) { info, err = l.info(ctx, name); return err }); err != nil {
+		if err := cluster.Ask(ctx, func(ctx context.Context) (err error) { info, err = l.info(ctx, name); return err }); err != nil {
 			return fmt.Errorf("read back stream %s: %w", name, err)
 		}
 		if f := configFindings(name, info.Config, l.o.Replicas); len(f) > 0 {

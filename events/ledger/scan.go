@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 // Replica is one server's copy of a stream.
@@ -36,7 +37,7 @@ func (l *Ledger) Replicas(ctx context.Context, stream string) ([]Replica, error)
 			} `json:"replicas"`
 		} `json:"cluster"`
 	}
-	ctx, cancel := context.WithTimeout(ctx, attemptWait)
+	ctx, cancel := context.WithTimeout(ctx, cluster.AskTime)
 	defer cancel()
 	if err := l.api(ctx, "STREAM.INFO."+stream, nil, &info); err != nil {
 		return nil, fmt.Errorf("ask the server about the replicas of stream %s: %w", stream, err)
@@ -176,7 +177,7 @@ func (s *scan) where() string {
 func (s *scan) place(ctx context.Context) (name string, err error) {
 	for range scanPlaces {
 		name = "keyledger-" + nats.NewInbox()[len("_INBOX."):]
-		setup, cancel := context.WithTimeout(ctx, attemptWait)
+		setup, cancel := context.WithTimeout(ctx, cluster.AskTime)
 		linked, unlink := s.l.linked(setup)
 		consumer, err := s.l.js.CreateConsumer(linked, s.stream, jetstream.ConsumerConfig{
 			Name:              name,

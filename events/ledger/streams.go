@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
@@ -96,36 +95,6 @@ func (l *Ledger) info(ctx context.Context, stream string) (*streamInfo, error) {
 		return nil, err
 	}
 	return &info, nil
-}
-
-// attemptWait is how long one question to the server waits. A cluster that is
-// choosing a leader answers nobody, so that the question must be asked again.
-const attemptWait = 5 * time.Second
-
-// retry repeats f while a server or cluster is still starting.
-func retry(ctx context.Context, f func(context.Context) error) error {
-	pause := 20 * time.Millisecond
-	for {
-		attempt, cancel := context.WithTimeout(ctx, attemptWait)
-		err := f(attempt)
-		cancel()
-		if err == nil || !transient(err) {
-			return err
-		}
-		if !wait(ctx, pause) {
-			return fmt.Errorf("%w: %w", err, ctx.Err())
-		}
-		pause = min(2*pause, time.Second)
-	}
-}
-
-func transient(err error) bool {
-	if e, ok := errors.AsType[*jetstream.APIError](err); ok {
-		// Such as no suitable peers, no leader, not yet available.
-		return e.Code == 503 || e.ErrorCode == 10005
-	}
-	return errors.Is(err, nats.ErrNoResponders) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, context.DeadlineExceeded) ||
-		errors.Is(err, nats.ErrDisconnected) || errors.Is(err, nats.ErrConnectionReconnecting)
 }
 
 // wait is false when the context ended first.

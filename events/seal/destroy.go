@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 // Destroy destroys data keys as of a moment: nothing sealed with them can be
@@ -35,7 +36,10 @@ func (k *Keys) Destroy(ctx context.Context, at time.Time, ids ...string) error {
 }
 
 func (k *Keys) destroy(ctx context.Context, stream jetstream.Stream, id string, at time.Time) error {
-	for range attempts {
+	for try := range attempts {
+		if try > 0 && !settle(ctx, try) {
+			return ctx.Err()
+		}
 		mark := stored{Again: true, ErasedAt: at.UnixMilli()}
 		var revision uint64
 		e, err := k.kv.Get(ctx, id)
@@ -45,7 +49,7 @@ func (k *Keys) destroy(ctx context.Context, stream jetstream.Stream, id string, 
 		case err != nil:
 			return err
 		default:
-			found, bad := k.unwrap(e)
+			found, bad := k.unwrap(id, e.Value(), e.Revision())
 			if bad == nil {
 				mark.ErasedAt = max(mark.ErasedAt, found.erased.UnixMilli())
 			}
@@ -63,7 +67,7 @@ func (k *Keys) destroy(ctx context.Context, stream jetstream.Stream, id string, 
 			k.forget(id, revision)
 			return nil
 		}
-		if !isTaken(err) {
+		if !cluster.Conflict(err) {
 			return err
 		}
 	}
@@ -126,7 +130,7 @@ func (k *Keys) IsDestroyed(ctx context.Context, id string, at time.Time) (bool, 
 	if err != nil {
 		return false, fmt.Errorf("read the data key %s: %w", id, err)
 	}
-	key, err := k.unwrap(e)
+	key, err := k.unwrap(id, e.Value(), e.Revision())
 	if err != nil {
 		return false, err
 	}

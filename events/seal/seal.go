@@ -46,6 +46,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 // Bucket is the NATS KV bucket of the wrapped data keys.
@@ -87,12 +88,13 @@ const maxCached = 32768
 // Keys seals and opens. It is safe for concurrent use; [Keys.Close] ends its
 // watch of the bucket.
 type Keys struct {
-	kv     jetstream.KeyValue
-	conn   *nats.Conn
-	js     jetstream.JetStream
-	master cipher.AEAD
-	stop   context.CancelFunc
-	done   sync.WaitGroup
+	kv         jetstream.KeyValue
+	replicated bool // kv may be answered by a replica that is behind
+	conn       *nats.Conn
+	js         jetstream.JetStream
+	master     cipher.AEAD
+	stop       context.CancelFunc
+	done       sync.WaitGroup
 
 	// mu guards the cache and what is known to be destroyed. destroyed holds the
 	// revision of the last purge of an id, so that a value read from a replica
@@ -142,7 +144,7 @@ const checkID = "master.check"
 // checks the master key against it and watches it for erasures. It fails with
 // [ErrWrongMaster], and for a bucket that would forget keys by itself.
 func Open(ctx context.Context, js jetstream.JetStream, master Master, replicas int) (*Keys, error) {
-	kv, err := openBucket(ctx, js, replicas)
+	kv, replicated, err := openBucket(ctx, js, replicas)
 	if err != nil {
 		return nil, err
 	}
@@ -152,16 +154,20 @@ func Open(ctx context.Context, js jetstream.JetStream, master Master, replicas i
 	}
 	own, stop := context.WithCancel(context.Background())
 	k := &Keys{
-		kv: kv, conn: js.Conn(), js: js, master: aead, stop: stop,
+		kv: kv, replicated: replicated, conn: js.Conn(), js: js, master: aead, stop: stop,
 		cache: make(map[string]*dataKey), destroyed: make(map[string]uint64),
 		blindRoot: [32]byte(derived(master[:], "blind index")),
 	}
-	if err := k.check(ctx); err != nil {
+	if err := cluster.AskToStart(ctx, k.check); err != nil {
 		stop()
 		return nil, err
 	}
 	reconnected := k.conn.StatusChanged(nats.CONNECTED)
-	watch, err := k.kv.WatchAll(own, jetstream.UpdatesOnly())
+	var watch jetstream.KeyWatcher
+	err = cluster.AskToStart(ctx, func(context.Context) (err error) {
+		watch, err = k.kv.WatchAll(own, jetstream.UpdatesOnly()) // which waits for an answer by itself
+		return err
+	})
 	if err != nil {
 		stop()
 		k.conn.RemoveStatusListener(reconnected)
@@ -171,42 +177,28 @@ func Open(ctx context.Context, js jetstream.JetStream, master Master, replicas i
 	return k, nil
 }
 
-// bucketWait is how long a cluster may take to choose who leads the bucket;
-// until then it answers nobody.
-const bucketWait = time.Minute
-
-func openBucket(ctx context.Context, js jetstream.JetStream, replicas int) (jetstream.KeyValue, error) {
-	for until := time.Now().Add(bucketWait); ; {
-		// Without a deadline each question waits for the client's own, 5 s.
-		kv, err := openOnce(ctx, js, replicas)
-		unanswered := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout)
-		if !unanswered || ctx.Err() != nil || time.Now().After(until) {
-			return kv, err
-		}
-	}
-}
-
-func openOnce(ctx context.Context, js jetstream.JetStream, replicas int) (jetstream.KeyValue, error) {
-	kv, err := js.KeyValue(ctx, Bucket)
-	if errors.Is(err, jetstream.ErrBucketNotFound) {
-		_, err = js.CreateStream(ctx, bucketConfig(max(replicas, 1)))
-		if err == nil || errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was faster
-			kv, err = js.KeyValue(ctx, Bucket)
-		}
-	}
+func openBucket(ctx context.Context, js jetstream.JetStream, replicas int) (kv jetstream.KeyValue, replicated bool, err error) {
+	kv, err = cluster.OpenBucketMadeBy(ctx, js, Bucket, func(ctx context.Context) error {
+		_, err := js.CreateStream(ctx, bucketConfig(max(replicas, 1)))
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("open the bucket %s: %w", Bucket, err)
+		return nil, false, err
 	}
-	status, err := kv.Status(ctx)
+	var status jetstream.KeyValueStatus
+	err = cluster.AskToStart(ctx, func(ctx context.Context) (err error) {
+		status, err = kv.Status(ctx)
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("read the configuration of the bucket %s: %w", Bucket, err)
+		return nil, false, fmt.Errorf("read the configuration of the bucket %s: %w", Bucket, err)
 	}
 	info := status.(*jetstream.KeyValueBucketStatus).StreamInfo().Config
 	if status.TTL() != 0 || status.History() != 1 || info.Storage != jetstream.FileStorage || info.MaxBytes > 0 || info.MaxMsgs > 0 {
-		return nil, fmt.Errorf("the bucket %s would lose data keys by itself, or keep destroyed ones: it must have file storage, history 1, no TTL and no limits; found %v storage, history %d, TTL %v, at most %d bytes and %d messages (below 1: no limit)",
+		return nil, false, fmt.Errorf("the bucket %s would lose data keys by itself, or keep destroyed ones: it must have file storage, history 1, no TTL and no limits; found %v storage, history %d, TTL %v, at most %d bytes and %d messages (below 1: no limit)",
 			Bucket, info.Storage, status.History(), status.TTL(), info.MaxBytes, info.MaxMsgs)
 	}
-	return kv, nil
+	return kv, info.Replicas > 1, nil
 }
 
 // streamName is the stream under the bucket.
@@ -237,7 +229,10 @@ func bucketConfig(replicas int) jetstream.StreamConfig {
 // check compares the master key with the check value, and writes that where the
 // bucket is new.
 func (k *Keys) check(ctx context.Context) error {
-	for range attempts {
+	for try := range attempts {
+		if try > 0 && !settle(ctx, try) {
+			return ctx.Err()
+		}
 		e, err := k.kv.Get(ctx, checkID)
 		switch {
 		case err == nil:
@@ -250,7 +245,7 @@ func (k *Keys) check(ctx context.Context) error {
 		}
 		if _, err := k.kv.Update(ctx, checkID, sealBytes(k.master, []byte(checkID), checkID), 0); err == nil {
 			return nil
-		} else if !errors.Is(err, jetstream.ErrKeyExists) {
+		} else if !cluster.Conflict(err) {
 			return fmt.Errorf("write the check value of the bucket %s: %w", Bucket, err)
 		}
 	}
@@ -260,6 +255,37 @@ func (k *Keys) check(ctx context.Context) error {
 // attempts covers a replica that has not applied a write yet which another
 // process was told of.
 const attempts = 20
+
+// there reads a data key that this process's server does not have: a replica may be
+// behind what another process made a moment ago. It fails with [ErrErased] where the
+// bucket's leader does not have it either.
+func (k *Keys) there(ctx context.Context, id string) (*dataKey, error) {
+	if !k.replicated {
+		return nil, ErrErased
+	}
+	value, revision, err := cluster.Get(ctx, k.conn, Bucket, id)
+	if err != nil {
+		return nil, err
+	}
+	if value == nil || k.isDestroyed(id, revision) {
+		return nil, ErrErased
+	}
+	key, err := k.unwrap(id, value, revision)
+	if err == nil && key.AEAD == nil {
+		err = ErrErased
+	}
+	return key, err
+}
+
+// settle waits before another try, a second in all; false: ctx ended.
+func settle(ctx context.Context, try int) bool {
+	select {
+	case <-time.After(time.Duration(try) * 5 * time.Millisecond):
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
 
 // follow drops destroyed keys from the cache. A purge that happened while the
 // connection was down may not be delivered, so everything is forgotten after it.
@@ -396,7 +422,10 @@ func (k *Keys) cached(id string) *dataKey {
 // is to be sealed.
 func (k *Keys) load(ctx context.Context, id string, at time.Time) (*dataKey, error) {
 	var failed error
-	for range attempts {
+	for try := range attempts {
+		if failed != nil && !settle(ctx, try) {
+			return nil, fmt.Errorf("make the data key %s: %w", id, ctx.Err())
+		}
 		e, err := k.kv.Get(ctx, id)
 		if errors.Is(err, jetstream.ErrInvalidKey) {
 			return nil, fmt.Errorf("%q is not the id of a data key", id)
@@ -406,7 +435,7 @@ func (k *Keys) load(ctx context.Context, id string, at time.Time) (*dataKey, err
 		}
 		mark := stored{}
 		if err == nil {
-			key, err := k.unwrap(e)
+			key, err := k.unwrap(id, e.Value(), e.Revision())
 			if err != nil {
 				return nil, err
 			}
@@ -418,29 +447,23 @@ func (k *Keys) load(ctx context.Context, id string, at time.Time) (*dataKey, err
 			return nil, fmt.Errorf("read the data key %s: %w", id, err)
 		}
 		if at.IsZero() {
-			return nil, ErrErased
+			return k.there(ctx, id)
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("make the data key %s: %w", id, err)
 		}
 		if mark.Again {
 			_, failed = k.kv.Update(ctx, id, k.fresh(id, mark), e.Revision())
-		} else if _, failed = k.kv.Update(ctx, id, k.fresh(id, mark), 0); isTaken(failed) {
+		} else if _, failed = k.kv.Update(ctx, id, k.fresh(id, mark), 0); cluster.Conflict(failed) {
 			// It may be one whose mark is no value, or that is not seen here yet.
 			mark.Again = true
 			_, failed = k.kv.Create(ctx, id, k.fresh(id, mark))
 		}
-		if failed != nil && !isTaken(failed) {
+		if failed != nil && !cluster.Conflict(failed) {
 			return nil, fmt.Errorf("make the data key %s: %w", id, failed)
 		}
 	}
 	return nil, fmt.Errorf("make the data key %s: it exists and cannot be read, the replicas of the bucket %s disagree", id, Bucket)
-}
-
-// isTaken tells a lost race: 10071, or 10164 from a replicated bucket.
-func isTaken(err error) bool {
-	var api *jetstream.APIError
-	return errors.Is(err, jetstream.ErrKeyExists) || errors.As(err, &api) && (api.ErrorCode == 10071 || api.ErrorCode == 10164)
 }
 
 func (k *Keys) isDestroyed(id string, revision uint64) bool {
@@ -465,12 +488,12 @@ func (s stored) value() []byte {
 	return value
 }
 
-func (k *Keys) unwrap(e jetstream.KeyValueEntry) (_ *dataKey, err error) {
+func (k *Keys) unwrap(id string, value []byte, revision uint64) (_ *dataKey, err error) {
 	var s stored
-	if err := json.Unmarshal(e.Value(), &s); err != nil {
-		return nil, fmt.Errorf("the data key %s in the bucket %s is not as written: restore the bucket", e.Key(), Bucket)
+	if err := json.Unmarshal(value, &s); err != nil {
+		return nil, fmt.Errorf("the data key %s in the bucket %s is not as written: restore the bucket", id, Bucket)
 	}
-	key := &dataKey{revision: e.Revision(), again: s.Again}
+	key := &dataKey{revision: revision, again: s.Again}
 	if s.ErasedAt != 0 {
 		var none [32]byte
 		_, _ = rand.Read(none[:]) // never fails
@@ -482,17 +505,17 @@ func (k *Keys) unwrap(e jetstream.KeyValueEntry) (_ *dataKey, err error) {
 	if len(s.Wrapped) == 0 {
 		return key, nil // the next moment somebody may make one, so it is not kept
 	}
-	raw, err := unseal(k.master, s.Wrapped, e.Key())
+	raw, err := unseal(k.master, s.Wrapped, id)
 	if err != nil {
-		return nil, fmt.Errorf("the data key %s in the bucket %s does not open with the master key: it was changed, or wrapped by another; restore the bucket", e.Key(), Bucket)
+		return nil, fmt.Errorf("the data key %s in the bucket %s does not open with the master key: it was changed, or wrapped by another; restore the bucket", id, Bucket)
 	}
 	if key.AEAD, err = newAEAD(raw); err != nil {
-		return nil, fmt.Errorf("the data key %s in the bucket %s has the wrong length: restore the bucket", e.Key(), Bucket)
+		return nil, fmt.Errorf("the data key %s in the bucket %s has the wrong length: restore the bucket", id, Bucket)
 	}
 	key.mark = binary.BigEndian.Uint32(derived(raw, "mark"))
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.destroyed[e.Key()] > key.revision {
+	if k.destroyed[id] > key.revision {
 		return nil, ErrErased
 	}
 	if len(k.cache) >= maxCached {
@@ -501,7 +524,7 @@ func (k *Keys) unwrap(e jetstream.KeyValueEntry) (_ *dataKey, err error) {
 			break
 		}
 	}
-	k.cache[e.Key()] = key
+	k.cache[id] = key
 	return key, nil
 }
 

@@ -52,6 +52,56 @@ func sealed(t testing.TB, k *seal.Keys, keyspace, owner, plain string) *events.S
 	return s
 }
 
+// What a process of a cluster sealed a moment ago, every other one opens, whichever
+// replica it asks; what was destroyed stays destroyed.
+func TestReplicas(t *testing.T) {
+	nodes := testenv.Cluster(t, 3)
+	var opening sync.WaitGroup
+	all := make([]*seal.Keys, 3)
+	for i := range all {
+		opening.Go(func() { // at once, as processes start
+			js, err := jetstream.New(nodes.Conn(i))
+			if err == nil {
+				all[i], err = seal.Open(t.Context(), js, master, 3)
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			t.Cleanup(all[i].Close)
+		})
+	}
+	opening.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	var people sync.WaitGroup
+	for i := range 6 {
+		people.Go(func() {
+			for n := range 400 {
+				s, err := all[i%3].Seal(t.Context(), "shop", fmt.Sprintf("o%d_%d", i, n), at, "1.2.3.4")
+				if err == nil {
+					_, err = all[(i+n)%3].Open(t.Context(), s)
+				}
+				if err == nil && n%10 == 0 {
+					if err = all[(i+n+1)%3].Destroy(t.Context(), time.Now(), s.Key); err == nil {
+						var mark uint32
+						if _, mark, err = all[(i+n+1)%3].OpenMarked(t.Context(), s); errors.Is(err, seal.ErrErased) {
+							err = nil
+						} else if err == nil {
+							err = fmt.Errorf("it opens after it was destroyed, mark %d", mark)
+						}
+					}
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	people.Wait()
+}
+
 // What one process seals, another opens; the data key is named by keyspace,
 // owner and month; the same datum never gives the same box.
 func TestSealOpen(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 const (
@@ -105,7 +106,7 @@ func (l *Log) Cosign(ctx context.Context, stream string, given []byte) ([]byte, 
 		if err != nil {
 			return nil, err
 		}
-		if _, err = l.kv.Update(ctx, cosignedPlace(stream), value, revision); isTaken(err) {
+		if _, err = l.kv.Update(ctx, cosignedPlace(stream), value, revision); cluster.Conflict(err) {
 			continue
 		} else if err != nil {
 			return nil, fmt.Errorf("store a cosignature of %s in the bucket %s: %w", stream, Bucket, err)

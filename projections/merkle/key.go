@@ -14,6 +14,7 @@ import (
 
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 // keyPlace is where the bucket holds the keys of the log.
@@ -153,7 +154,7 @@ func (l *Log) readKeys(ctx context.Context) error {
 			if value, err = l.firstKey(); err != nil {
 				return err
 			}
-			if _, err = l.kv.Update(ctx, keyPlace, value, revision); isTaken(err) {
+			if _, err = l.kv.Update(ctx, keyPlace, value, revision); cluster.Conflict(err) {
 				continue
 			} else if err != nil {
 				return fmt.Errorf("store the first key of the audit log in the bucket %s: %w", Bucket, err)
@@ -283,7 +284,7 @@ func (l *Log) Rotate(ctx context.Context, command string, by func(*events.Envelo
 			if value, err = json.Marshal(s); err != nil {
 				return Rotation{}, err
 			}
-			if revision, err = l.kv.Update(ctx, keyPlace, value, revision); isTaken(err) {
+			if revision, err = l.kv.Update(ctx, keyPlace, value, revision); cluster.Conflict(err) {
 				continue
 			} else if err != nil {
 				return Rotation{}, fmt.Errorf("store the next key of the audit log: %w", err)
@@ -297,7 +298,7 @@ func (l *Log) Rotate(ctx context.Context, command string, by func(*events.Envelo
 		if err != nil {
 			return Rotation{}, err
 		}
-		if err := l.adopt(ctx, s, sequence, revision); isTaken(err) {
+		if err := l.adopt(ctx, s, sequence, revision); cluster.Conflict(err) {
 			continue
 		} else if err != nil {
 			return Rotation{}, err
@@ -318,7 +319,7 @@ func (l *Log) finishRotation(ctx context.Context, s stored, revision uint64) err
 		return err
 	}
 	err = l.adopt(ctx, s, sequence, revision)
-	if isTaken(err) {
+	if cluster.Conflict(err) {
 		return nil // somebody else did; the next look sees it
 	}
 	return err

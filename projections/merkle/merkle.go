@@ -60,6 +60,7 @@ import (
 
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/events/seal"
 )
@@ -175,19 +176,17 @@ func Open(ctx context.Context, o Options) (*Log, error) {
 		return nil, err
 	}
 	// Who leads a bucket that was just made may not be chosen yet.
-	for until := time.Now().Add(bucketWait); ; {
-		err := l.readKeys(ctx)
-		if err == nil {
-			err = l.readScrub(ctx)
+	err = cluster.AskToStart(ctx, func(ctx context.Context) error {
+		if err := l.readKeys(ctx); err != nil {
+			return err
 		}
-		if err == nil {
-			o.Ledger.Hold(l.Damage)
-			return l, nil
-		}
-		if !unanswered(err) || ctx.Err() != nil || time.Now().After(until) {
-			return nil, err
-		}
+		return l.readScrub(ctx)
+	})
+	if err != nil {
+		return nil, err
 	}
+	o.Ledger.Hold(l.Damage)
+	return l, nil
 }
 
 // Known are the places of the checkpoints that a database remembers, for

@@ -14,6 +14,7 @@ import (
 
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 const (
@@ -305,7 +306,7 @@ func (l *Log) saveScrub(ctx context.Context) bool {
 	revision, err = l.kv.Update(ctx, scrubPlace, value, revision)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if isTaken(err) {
+	if cluster.Conflict(err) {
 		s.leads = false
 		return false
 	}

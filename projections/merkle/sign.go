@@ -17,6 +17,7 @@ import (
 
 	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 const (
@@ -347,7 +348,7 @@ func (l *Log) replace(ctx context.Context, stream string, e *entry, revision uin
 	} else {
 		_, err = l.kv.Update(ctx, checkpointPlace(stream), value, revision)
 	}
-	if isTaken(err) {
+	if cluster.Conflict(err) {
 		return errTaken
 	}
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 	"github.com/keyledger/keyledger/events/ledger"
 )
 
@@ -278,7 +279,7 @@ func (s *Store) Replay(ctx context.Context, sequence uint64, by string) error {
 		return ErrNotDead
 	}
 	_, err = s.kv.Update(ctx, key, body, revision)
-	if taken(err) {
+	if cluster.Conflict(err) {
 		return ErrNotDead
 	}
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 	"github.com/keyledger/keyledger/events/ledger"
 	"github.com/keyledger/keyledger/reactors/lease"
 )
@@ -226,7 +227,7 @@ func (d *driver) save(ctx context.Context) error {
 		d.state.Behind = append(d.state.Behind, b)
 	}
 	revision, err := d.Store.save(ctx, &d.state, d.revision)
-	if taken(err) {
+	if cluster.Conflict(err) {
 		st, there, known, read := d.Store.state(ctx, d.Reactor, d.name)
 		switch {
 		case read != nil:

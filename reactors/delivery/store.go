@@ -10,10 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 	"github.com/keyledger/keyledger/events/ledger"
 )
 
@@ -35,9 +35,6 @@ type Store struct {
 	log    jetstream.KeyValue
 }
 
-// bucketWait is how long a cluster may take to choose who leads a bucket.
-const bucketWait = time.Minute
-
 // Open opens the buckets, and makes them (replicas: 1 or 3) where there are none.
 func Open(ctx context.Context, l *ledger.Ledger, js jetstream.JetStream, replicas int) (*Store, error) {
 	s := &Store{ledger: l, js: js}
@@ -49,35 +46,13 @@ func Open(ctx context.Context, l *ledger.Ledger, js jetstream.JetStream, replica
 		{&s.log, jetstream.KeyValueConfig{Bucket: LogBucket, Description: "attempts of deliveries to the outside", TTL: LogKept}},
 	} {
 		b.config.History, b.config.Storage, b.config.Replicas = 1, jetstream.FileStorage, max(replicas, 1)
-		kv, err := openBucket(ctx, js, b.config)
+		kv, err := cluster.OpenBucket(ctx, js, b.config)
 		if err != nil {
-			return nil, fmt.Errorf("open the bucket %s: %w", b.config.Bucket, err)
+			return nil, err
 		}
 		*b.to = kv
 	}
 	return s, nil
-}
-
-func openBucket(ctx context.Context, js jetstream.JetStream, config jetstream.KeyValueConfig) (jetstream.KeyValue, error) {
-	for until := time.Now().Add(bucketWait); ; {
-		kv, err := js.KeyValue(ctx, config.Bucket)
-		if errors.Is(err, jetstream.ErrBucketNotFound) {
-			kv, err = js.CreateKeyValue(ctx, config)
-			if errors.Is(err, jetstream.ErrBucketExists) { // another process was faster
-				kv, err = js.KeyValue(ctx, config.Bucket)
-			}
-		}
-		unanswered := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders)
-		if !unanswered || ctx.Err() != nil || time.Now().After(until) {
-			return kv, err
-		}
-	}
-}
-
-// taken tells a lost race: 10071, or 10164 from a replicated bucket.
-func taken(err error) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return errors.Is(err, jetstream.ErrKeyExists) || ok && (api.ErrorCode == 10071 || api.ErrorCode == 10164)
 }
 
 // State is how far the deliveries to a target are.

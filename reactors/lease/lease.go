@@ -36,6 +36,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/events"
+	"github.com/keyledger/keyledger/events/cluster"
 )
 
 // Bucket is the NATS KV bucket of all leases. Losing it loses nothing.
@@ -47,33 +48,15 @@ const DefaultTTL = 3 * time.Second
 // ErrLost is the cause of a context that ended because its lease did.
 var ErrLost = errors.New("the lease was lost: another process may go on with this")
 
-// bucketWait is how long a cluster may take to choose who leads the bucket.
-const bucketWait = time.Minute
-
 // Open opens the bucket, and makes it (replicas: 1 or 3) where there is none.
 func Open(ctx context.Context, js jetstream.JetStream, replicas int) (jetstream.KeyValue, error) {
-	for until := time.Now().Add(bucketWait); ; {
-		kv, err := js.KeyValue(ctx, Bucket)
-		if errors.Is(err, jetstream.ErrBucketNotFound) {
-			kv, err = js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-				Bucket:      Bucket,
-				Description: "which process does what only one may do at a time",
-				History:     1,
-				Storage:     jetstream.FileStorage,
-				Replicas:    max(replicas, 1),
-			})
-			if errors.Is(err, jetstream.ErrBucketExists) { // another process was faster
-				kv, err = js.KeyValue(ctx, Bucket)
-			}
-		}
-		if err == nil {
-			return kv, nil
-		}
-		unanswered := errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) || errors.Is(err, nats.ErrNoResponders)
-		if !unanswered || ctx.Err() != nil || time.Now().After(until) {
-			return nil, fmt.Errorf("open the bucket %s: %w", Bucket, err)
-		}
-	}
+	return cluster.OpenBucket(ctx, js, jetstream.KeyValueConfig{
+		Bucket:      Bucket,
+		Description: "which process does what only one may do at a time",
+		History:     1,
+		Storage:     jetstream.FileStorage,
+		Replicas:    max(replicas, 1),
+	})
 }
 
 // Options of a lease; the zero value works.
@@ -232,7 +215,7 @@ func (l *lease) acquire(ctx context.Context) error {
 					l.token = l.revision
 					return nil
 				}
-				if taken(err) {
+				if cluster.Conflict(err) {
 					err, seen = nil, 0
 				}
 			}
@@ -252,12 +235,6 @@ func (l *lease) acquire(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-}
-
-// taken tells a lost race: 10071, or 10164 from a replicated bucket.
-func taken(err error) bool {
-	api, ok := errors.AsType[*jetstream.APIError](err)
-	return errors.Is(err, jetstream.ErrKeyExists) || ok && (api.ErrorCode == 10071 || api.ErrorCode == 10164)
 }
 
 // hold runs fn and renews the lease beside it.
@@ -309,7 +286,7 @@ func (l *lease) hold(ctx context.Context, fn func(context.Context) error) (err e
 // may be this run's own.
 func (l *lease) renew(ctx context.Context) error {
 	err := l.put(ctx, l.revision)
-	if !taken(err) {
+	if !cluster.Conflict(err) {
 		return err
 	}
 	v, revision, err := l.look(ctx)
