@@ -28,6 +28,10 @@ import (
 // real thing, and a script reads like what a person types.
 func TestDev(t *testing.T) {
 	cloudEvents := testenv.CloudEvents(t)
+	decide := filepath.Join(t.TempDir(), "decide")
+	if out, err := exec.Command("go", "build", "-o", decide, "../../examples/decide").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/dev",
 		RequireExplicitExec: true,
@@ -39,6 +43,8 @@ func TestDev(t *testing.T) {
 				return err
 			}
 			env.Setenv("TOOLS", tools)
+			env.Setenv("DECIDE", decide)
+			env.Setenv("VERIFY", filepath.Join(filepath.Dir(tools), "deploy/verify/verify.sh"))
 			env.Setenv("CLOUDEVENTS", cloudEvents)
 			d := &devProcess{env: env}
 			env.Values[devKey{}] = d
