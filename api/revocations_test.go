@@ -312,13 +312,12 @@ func TestRevocationEvents(t *testing.T) {
 // several, the service starts anew and the event store is restarted, sees each once,
 // in order, and never a hole between what it saw last and previous.
 func TestRevocationsOverBreaks(t *testing.T) {
-	config := embedded.NATSConfig{Dir: t.TempDir(), Listen: "127.0.0.1:0", NoSync: true}
+	config := embedded.NATSConfig{Dir: t.TempDir(), Listen: testenv.FreeAddress(t), NoSync: true}
 	server, err := embedded.StartNATS(config)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Shutdown() }) // whichever it is by then
-	config.Listen = strings.TrimPrefix(server.ClientURL(), "nats://")
 	nc, err := nats.Connect(server.ClientURL(), nats.MaxReconnects(-1), nats.ReconnectWait(20*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -129,9 +128,9 @@ func cluster(t *testing.T, secrets string) (urls string, nodes []*server.Server,
 				name, o.JetStream, o.SyncAlways, o.JetStreamDomain, o.ServerName, o.Cluster.Name, len(o.Routes), o.HTTPPort)
 		}
 		o.NoSigs, o.StoreDir = true, t.TempDir()
-		o.Host, o.Port = "127.0.0.1", port(t)
+		o.Host, o.Port = "127.0.0.1", testenv.FreePort(t)
 		o.HTTPHost, o.HTTPPort = "127.0.0.1", -1
-		o.Cluster.Host, o.Cluster.Port = "127.0.0.1", port(t)
+		o.Cluster.Host, o.Cluster.Port = "127.0.0.1", testenv.FreePort(t)
 		routes[name+":6222"] = fmt.Sprintf("127.0.0.1:%d", o.Cluster.Port)
 		clients = append(clients, fmt.Sprintf("nats://127.0.0.1:%d", o.Port))
 		all = append(all, o)
@@ -184,16 +183,6 @@ func cluster(t *testing.T, secrets string) (urls string, nodes []*server.Server,
 		}
 	}
 	return strings.Join(clients, ","), nodes, subscribe
-}
-
-func port(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func connect(t *testing.T, urls, user, password string, opts ...nats.Option) *nats.Conn {

@@ -48,19 +48,7 @@ func startGateway(t *testing.T, upstream http.Handler, more string) *realGateway
 	g.certFile, g.keyFile = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
 	g.renew()
 	master := write(t, filepath.Join(dir, "master"), "01"+strings.Repeat("00", 31))
-	var taken []net.Listener
-	free := func() string {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		taken = append(taken, l)
-		return l.Addr().String()
-	}
-	g.plain, g.secure, g.health = free(), free(), free()
-	for _, l := range taken {
-		l.Close()
-	}
+	g.plain, g.secure, g.health = testenv.FreeAddress(t), testenv.FreeAddress(t), testenv.FreeAddress(t)
 	config := write(t, filepath.Join(dir, "gateway.yaml"), fmt.Sprintf(`
 listen: %s
 health_listen: %s

@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"net"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -30,13 +29,8 @@ type restartable struct {
 }
 
 func startRestartable(t *testing.T) *restartable {
-	r := &restartable{t: t, dir: t.TempDir()}
-	r.n = testenv.NATS(t, testenv.InDir(r.dir), testenv.Listening())
-	u, err := url.Parse(r.n.ClientURL())
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.addr = u.Host
+	r := &restartable{t: t, dir: t.TempDir(), addr: testenv.FreeAddress(t)}
+	r.start()
 	return r
 }
 

@@ -53,12 +53,7 @@ func TestExample(t *testing.T) {
 	if err := os.WriteFile(master, []byte("01"+strings.Repeat("00", 31)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := testenv.FreeAddress(t)
 	p := testenv.Start(t, []string{"NATS_URL=" + w.NATS.ClientURL(), "MASTER_KEY_FILE=" + master, "LISTEN=" + address}, program)
 	p.WaitOutput("serving with the keys", 30*time.Second)
 	get := func(path string) (int, string) {

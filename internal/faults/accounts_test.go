@@ -581,8 +581,8 @@ func (s *scene) verified() []question {
 // write-ahead log.
 func (s *scene) gateway(audit, dir string) *service {
 	s.t.Helper()
-	closed := freePorts(s.t, 1)[0]
-	address := fmt.Sprintf("127.0.0.1:%d", freePorts(s.t, 1)[0])
+	closed := testenv.FreePort(s.t)
+	address := testenv.FreeAddress(s.t)
 	config := filepath.Join(s.t.TempDir(), "gateway.yaml")
 	writeFile(s.t, config, fmt.Sprintf(`
 listen: %q

@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -122,16 +121,11 @@ func (b *broker) connect(t testing.TB) *nats.Conn {
 	return conn
 }
 
-func freePorts(t testing.TB, n int) []int {
+// freePorts are this test's, and nobody else's.
+func freePorts(t testing.TB, n int) (ports []int) {
 	t.Helper()
-	var ports []int
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+		ports = append(ports, testenv.FreePort(t))
 	}
 	return ports
 }
@@ -228,7 +222,7 @@ type service struct {
 // service prepares a process of serve; start starts it.
 func (s *stage) service() *service {
 	s.t.Helper()
-	address := fmt.Sprintf("127.0.0.1:%d", freePorts(s.t, 1)[0])
+	address := testenv.FreeAddress(s.t)
 	return &service{t: s.t, seen: s.seen, url: "http://" + address, ready: "serving the API",
 		args: []string{"serve", "--config", s.config, "--listen", address}}
 }

@@ -2,7 +2,6 @@ package testenv
 
 import (
 	"fmt"
-	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -29,10 +28,13 @@ const clusterWait = 60 * time.Second
 func Cluster(t testing.TB, nodes int, opts ...Option) *Nodes {
 	t.Helper()
 	c := &Nodes{t: t, nodes: make([]*embedded.NATS, nodes)}
-	ports := freePorts(t, 2*nodes)
+	listen, between := make([]string, nodes), make([]string, nodes)
+	for i := range nodes {
+		listen[i], between[i] = FreeAddress(t), FreeAddress(t)
+	}
 	var routes []string
 	for i := range nodes {
-		routes = append(routes, fmt.Sprintf("nats://127.0.0.1:%d", ports[2*i+1]))
+		routes = append(routes, "nats://"+between[i])
 	}
 	dir, log := t.TempDir(), warnings(t)
 	for i := range nodes {
@@ -41,11 +43,11 @@ func Cluster(t testing.TB, nodes int, opts ...Option) *Nodes {
 			o(&cfg)
 		}
 		cfg.Dir = filepath.Join(cfg.Dir, fmt.Sprintf("n%d", i))
-		cfg.Listen = fmt.Sprintf("127.0.0.1:%d", ports[2*i])
+		cfg.Listen = listen[i]
 		cfg.ServerName = fmt.Sprintf("n%d", i)
 		cfg.Cluster = &embedded.NATSCluster{
 			Name:   "test",
-			Listen: fmt.Sprintf("127.0.0.1:%d", ports[2*i+1]),
+			Listen: between[i],
 			Routes: routes,
 		}
 		c.configs = append(c.configs, cfg)
@@ -58,21 +60,6 @@ func Cluster(t testing.TB, nodes int, opts ...Option) *Nodes {
 	})
 	c.await()
 	return c
-}
-
-// freePorts asks for all of them before it lets one go, so that they differ.
-func freePorts(t testing.TB, n int) []int {
-	t.Helper()
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
 }
 
 func (c *Nodes) start(i int) {

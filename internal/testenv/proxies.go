@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -256,19 +254,4 @@ func once(name string, fill func(dir string) error) (string, error) {
 		return "", err
 	}
 	return done, os.Rename(making, done)
-}
-
-// FreePort answers a TCP port of 127.0.0.1 that is free, for a program that cannot
-// choose one itself: of those that the kernel gives to nobody who does not ask.
-func FreePort(t testing.TB) int {
-	t.Helper()
-	for range 100 {
-		port := 12000 + rand.IntN(18000)
-		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
-			l.Close()
-			return port
-		}
-	}
-	t.Fatal("no port of 127.0.0.1 is free")
-	return 0
 }

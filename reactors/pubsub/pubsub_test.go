@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -85,11 +84,10 @@ func TestServerRestart(t *testing.T) {
 	for name, group := range ways {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			listen := "127.0.0.1:0"
+			listen := testenv.FreeAddress(t)
 			at := func(c *embedded.NATSConfig) { c.Listen = listen }
 			server := testenv.NATS(t, testenv.InDir(dir), at)
 			url := server.ClientURL()
-			listen = url[strings.LastIndex(url, "/")+1:]
 			nc, err := nats.Connect(url, nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond), nats.ReconnectJitter(0, 0))
 			if err != nil {
 				t.Fatal(err)
