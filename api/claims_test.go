@@ -22,7 +22,7 @@ func (s *service) withClaims() *claims.Claims {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.deps.Claims = &claims.Claims{Ledger: s.ledger, KV: kv, Seal: s.deps.Seal}
+	s.deps.Claims = &claims.Claims{Ledger: s.ledger, KV: kv, Conn: s.conn, Seal: s.deps.Seal}
 	s.serve()
 	return s.deps.Claims
 }

@@ -222,7 +222,7 @@ func openNode(ctx context.Context, c nodeConfig) (_ *node, err error) {
 		if err != nil {
 			return nil, err
 		}
-		n.claims = &claims.Claims{Ledger: n.ledger, KV: waiting, Seal: n.seal}
+		n.claims = &claims.Claims{Ledger: n.ledger, KV: waiting, Conn: c.Conn, Seal: n.seal}
 		if err := n.deliverToSinks(followers, js); err != nil {
 			return nil, err
 		}

@@ -117,7 +117,10 @@ func plain(s string) string {
 		{`127\.0\.0\.1:\d+`, "127.0.0.1:…"},
 		{`(LEDGER|USAGE|FEED|OPS)( sequence)? [\d/]+(, \d+)*`, "$1$2 …"},
 		{`(USAGE|OPS)\t\d+\t`, "$1\t…\t"},
-		{`(USAGE|OPS)\t\d+ of`, "$1\t… of"}, // refusals are recorded by the second, revocations measured a while after
+		// Refusals are recorded by the second, revocations measured a while after: what is
+		// listed then may show them or not yet.
+		{`(USAGE|OPS)\t\d+ of`, "$1\t… of"},
+		{`…\tkey\.denied\t.*\n`, ""},
 		{`dec_[0-9a-v]{52}`, "dec_…"},
 		{`keyledger-[0-9a-f]{16}(\+[0-9a-f]{8})?`, "keyledger-…"},
 		{`(pb_live_)\w{4}\.\.\.\w{4}`, "$1…"},

@@ -28,6 +28,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/keyledger/keyledger/domain"
@@ -50,11 +51,12 @@ const (
 // Prefix begins every code.
 const Prefix = "claim_"
 
-// Claims makes and opens them. Ledger and KV are needed; Seal keeps the address of who
+// Claims makes and opens them. Ledger, KV and Conn are needed; Seal keeps the address of who
 // opened, and without it none is recorded. It is safe for concurrent use.
 type Claims struct {
 	Ledger *ledger.Ledger
 	KV     jetstream.KeyValue
+	Conn   *nats.Conn // that of KV
 	Seal   Sealer
 	Now    func() time.Time // nil: time.Now
 }
@@ -205,17 +207,17 @@ func (c *Claims) put(ctx context.Context, k *kept) error {
 }
 
 func (c *Claims) find(ctx context.Context, key string) (k kept, revision uint64, err error) {
-	entry, err := c.KV.Get(ctx, keyName(key))
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	value, revision, err := cluster.Get(ctx, c.Conn, Bucket, keyName(key))
+	if err != nil {
+		return k, 0, err
+	}
+	if value == nil {
 		return k, 0, ErrNone
 	}
-	if err != nil {
-		return k, 0, fmt.Errorf("read the bucket %s: %w", Bucket, err)
-	}
-	if err := json.Unmarshal(entry.Value(), &k); err != nil {
+	if err := json.Unmarshal(value, &k); err != nil {
 		return k, 0, fmt.Errorf("a claim in the bucket %s cannot be read: %w", Bucket, err)
 	}
-	return k, entry.Revision(), nil
+	return k, revision, nil
 }
 
 // Of is the latest claim of a key, or [ErrNone].
@@ -233,10 +235,10 @@ func (c *Claims) Of(ctx context.Context, key string) (Claim, error) {
 		k.Status = "expired"
 	default:
 		k.Status = "waiting"
-		if _, err := c.KV.Get(ctx, k.Name); errors.Is(err, jetstream.ErrKeyNotFound) {
+		if box, _, err := cluster.Get(ctx, c.Conn, Bucket, k.Name); err != nil {
+			return Claim{}, err
+		} else if box == nil {
 			k.Status = "lost"
-		} else if err != nil {
-			return Claim{}, fmt.Errorf("read the bucket %s: %w", Bucket, err)
 		}
 	}
 	return k.Claim, nil
@@ -253,14 +255,14 @@ func (c *Claims) Withdraw(ctx context.Context, by By, key *domain.Key) (Claim, e
 	if err != nil || now.Status != "waiting" && now.Status != "lost" {
 		return now, err
 	}
-	entry, err := c.KV.Get(ctx, k.Name)
-	switch {
-	case errors.Is(err, jetstream.ErrKeyNotFound):
-		return c.Of(ctx, key.ID) // opened this moment
-	case err != nil:
-		return Claim{}, fmt.Errorf("read the bucket %s: %w", Bucket, err)
+	box, revision, err := cluster.Get(ctx, c.Conn, Bucket, k.Name)
+	if err != nil {
+		return Claim{}, err
 	}
-	if taken, err := c.take(ctx, k.Name, entry.Revision()); err != nil || !taken {
+	if box == nil {
+		return c.Of(ctx, key.ID) // opened this moment
+	}
+	if taken, err := c.take(ctx, k.Name, revision); err != nil || !taken {
 		if err != nil {
 			return Claim{}, err
 		}
@@ -302,15 +304,15 @@ func (c *Claims) Open(ctx context.Context, by By, code string, key func(id strin
 		return nil, ErrGone
 	}
 	name := secretName(code)
-	entry, err := c.KV.Get(ctx, name)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	value, revision, err := cluster.Get(ctx, c.Conn, Bucket, name)
+	if err != nil {
+		return nil, err
+	}
+	if value == nil {
 		return nil, ErrGone
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read the bucket %s: %w", Bucket, err)
-	}
 	var s sealed
-	if err := json.Unmarshal(entry.Value(), &s); err != nil {
+	if err := json.Unmarshal(value, &s); err != nil {
 		return nil, fmt.Errorf("a claim in the bucket %s cannot be read: %w", Bucket, err)
 	}
 	aead, err := box(code)
@@ -337,7 +339,7 @@ func (c *Claims) Open(ctx context.Context, by By, code string, key func(id strin
 			return nil, err
 		}
 	}
-	if taken, err := c.take(ctx, name, entry.Revision()); err != nil {
+	if taken, err := c.take(ctx, name, revision); err != nil {
 		return nil, err
 	} else if !taken {
 		return nil, ErrGone
@@ -345,7 +347,7 @@ func (c *Claims) Open(ctx context.Context, by By, code string, key func(id strin
 	by.Actor = events.Actor{Type: "claim", ID: s.Claim}
 	if err := c.record(ctx, by, owned.Keyspace, owned.Owner, owned.ID, events.ClaimOpened{Claim: s.Claim, SourceIP: from}); err != nil {
 		// Nobody sees what is not recorded: it waits on.
-		_, _ = c.KV.Create(context.WithoutCancel(ctx), name, entry.Value(), jetstream.KeyTTL(max(time.Until(s.Until.Time()), time.Minute)))
+		_, _ = c.KV.Create(context.WithoutCancel(ctx), name, value, jetstream.KeyTTL(max(time.Until(s.Until.Time()), time.Minute)))
 		return nil, err
 	}
 	k.OpenedAt = now

@@ -129,7 +129,7 @@ func Get(ctx context.Context, nc *nats.Conn, bucket, key string) (value []byte, 
 		if err != nil {
 			return nil, 0, err
 		}
-		if h.Get("KV-Operation") != "" { // it was deleted
+		if h.Get("KV-Operation") != "" || h.Get(jetstream.MarkerReasonHeader) != "" { // it was deleted, or its time is over
 			return nil, answer.Message.Sequence, nil
 		}
 	}

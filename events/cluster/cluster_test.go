@@ -95,7 +95,7 @@ func TestAsk(t *testing.T) {
 // Get reads what the leader has, and tells what was deleted from what was never there.
 func TestGet(t *testing.T) {
 	nodes := testenv.Cluster(t, 3)
-	kv, err := cluster.OpenBucket(t.Context(), jet(t, nodes, 0), jetstream.KeyValueConfig{Bucket: "b", Replicas: 3})
+	kv, err := cluster.OpenBucket(t.Context(), jet(t, nodes, 0), jetstream.KeyValueConfig{Bucket: "b", Replicas: 3, LimitMarkerTTL: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,10 +115,22 @@ func TestGet(t *testing.T) {
 	if err := kv.Delete(t.Context(), "a.b"); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := kv.Create(t.Context(), "short", []byte("x"), jetstream.KeyTTL(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		value, _, err := cluster.Get(t.Context(), nodes.Conn(1), "b", "short")
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("%q, %v", value, err)
+		}
+		if value == nil {
+			break
+		}
+	}
 	for _, c := range []struct {
 		bucket, key string
 		was         bool
-	}{{"b", "a.b", true}, {"b", "never", false}, {"none", "a", false}} {
+	}{{"b", "a.b", true}, {"b", "short", true}, {"b", "never", false}, {"none", "a", false}} {
 		value, revision, err := cluster.Get(t.Context(), nodes.Conn(1), c.bucket, c.key)
 		if err != nil || value != nil || c.was != (revision > 0) {
 			t.Errorf("%s in %s: %v at %d, %v", c.key, c.bucket, value, revision, err)
