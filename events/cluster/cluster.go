@@ -41,7 +41,14 @@ func Ask(ctx context.Context, question func(context.Context) error) error {
 	}
 }
 
+// ErrNotYet is of what somebody was told to be there and does not show yet: a stream
+// whose making was proposed by another process. [Ask] asks again.
+var ErrNotYet = errors.New("it was made this moment, and does not show yet")
+
 func transient(err error) bool {
+	if errors.Is(err, ErrNotYet) {
+		return true
+	}
 	if e, ok := errors.AsType[*jetstream.APIError](err); ok {
 		// Such as no suitable peers, no leader, not yet available.
 		return e.Code == 503 || e.ErrorCode == 10005
@@ -77,7 +84,9 @@ func OpenBucketMadeBy(ctx context.Context, js jetstream.JetStream, bucket string
 		if err := create(ctx); err != nil && !errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) {
 			return err
 		}
-		kv, err = js.KeyValue(ctx, bucket)
+		if kv, err = js.KeyValue(ctx, bucket); errors.Is(err, jetstream.ErrBucketNotFound) {
+			err = ErrNotYet
+		}
 		return err
 	})
 	if err != nil {

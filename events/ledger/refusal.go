@@ -164,7 +164,13 @@ func (l *Ledger) open(ctx context.Context) error {
 			return fmt.Errorf("create stream %s: %w", name, err)
 		}
 		var info *streamInfo
-		if err := cluster.Ask(ctx, func(ctx context.Context) (err error) { info, err = l.info(ctx, name); return err }); err != nil {
+		err = cluster.AskToStart(ctx, func(ctx context.Context) (err error) {
+			if info, err = l.info(ctx, name); isNotFound(err) {
+				err = cluster.ErrNotYet
+			}
+			return err
+		})
+		if err != nil {
 			return fmt.Errorf("read back stream %s: %w", name, err)
 		}
 		if f := configFindings(name, info.Config, l.o.Replicas); len(f) > 0 {
