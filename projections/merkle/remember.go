@@ -14,10 +14,12 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/keyledger/keyledger/audit"
+	"github.com/keyledger/keyledger/events/cluster"
 	"github.com/keyledger/keyledger/events/seal"
 )
 
@@ -84,60 +86,71 @@ func ReadMemory(ctx context.Context, js jetstream.JetStream, pool *pgxpool.Pool,
 	}
 	m.Bucket = true
 	for _, stream := range audit.Streams {
-		if err := m.readBucket(ctx, kv, stream); err != nil {
+		if err := m.readBucket(ctx, js.Conn(), kv, stream); err != nil {
 			return nil, err
 		}
 		m.Streams[stream] = append(m.Streams[stream], others[stream]...)
 	}
-	return m, m.readKeys(ctx, kv, master)
+	return m, m.readKeys(ctx, js.Conn(), master)
 }
 
-func (m *Memory) readBucket(ctx context.Context, kv jetstream.KeyValue, stream string) error {
+func (m *Memory) readBucket(ctx context.Context, nc *nats.Conn, kv jetstream.KeyValue, stream string) error {
 	history, err := kv.History(ctx, checkpointPlace(stream))
 	if err != nil && !errors.Is(err, jetstream.ErrKeyNotFound) {
 		return fmt.Errorf("read the checkpoints of %s in the bucket %s: %w", stream, Bucket, err)
 	}
-	for i, e := range history {
+	// The history is one replica's, which may be behind the leader: without the newest
+	// the bucket would seem to have lost what others remember.
+	newest, revision, err := cluster.Get(ctx, nc, Bucket, checkpointPlace(stream))
+	if err != nil {
+		return err
+	}
+	known := uint64(0)
+	for _, e := range history {
 		r := Remembered{Holder: InBucket, Whose: fmt.Sprintf("%s (revision %d)", InBucket, e.Revision()), At: e.Created()}
-		if r.Newest = i == len(history)-1; r.Newest {
-			r.Whose = InBucket
-		}
 		if e.Operation() == jetstream.KeyValuePut {
-			var k keptCheckpoint
-			_ = json.Unmarshal(e.Value(), &k) // what is none has no signature either
-			r.Note, r.Sequence = []byte(k.Checkpoint), k.Sequence
+			r.read(e.Value())
 		}
+		m.Streams[stream], known = append(m.Streams[stream], r), e.Revision()
+	}
+	if revision > known {
+		r := Remembered{Holder: InBucket, At: time.Now()}
+		r.read(newest)
 		m.Streams[stream] = append(m.Streams[stream], r)
 	}
-	e, err := kv.Get(ctx, cosignedPlace(stream))
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil
+	if kept := m.Streams[stream]; len(kept) > 0 {
+		kept[len(kept)-1].Newest, kept[len(kept)-1].Whose = true, InBucket
 	}
-	if err != nil {
-		return fmt.Errorf("read the cosignatures of %s in the bucket %s: %w", stream, Bucket, err)
+	value, _, err := cluster.Get(ctx, nc, Bucket, cosignedPlace(stream))
+	if err != nil || value == nil {
+		return err
 	}
 	var list []cosigned
-	_ = json.Unmarshal(e.Value(), &list) // they are the witnesses' own to give again
+	_ = json.Unmarshal(value, &list) // they are the witnesses' own to give again
 	for _, c := range list {
 		m.Cosigned[stream] = append(m.Cosigned[stream], []byte(c.Note))
 	}
 	return nil
 }
 
-func (m *Memory) readKeys(ctx context.Context, kv jetstream.KeyValue, master *seal.Master) error {
-	e, err := kv.Get(ctx, keyPlace)
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read the key of the log in the bucket %s: %w", Bucket, err)
+// read reads a checkpoint as the bucket keeps it; what is none has no signature either.
+func (r *Remembered) read(value []byte) {
+	var k keptCheckpoint
+	_ = json.Unmarshal(value, &k)
+	r.Note, r.Sequence = []byte(k.Checkpoint), k.Sequence
+}
+
+func (m *Memory) readKeys(ctx context.Context, nc *nats.Conn, master *seal.Master) error {
+	value, _, err := cluster.Get(ctx, nc, Bucket, keyPlace)
+	if err != nil || value == nil {
+		return err
 	}
 	l := &Log{}
 	if master != nil {
 		l.o.Master = *master
 	}
 	var s stored
-	doubt := l.openKeys(e.Value(), &s)
+	doubt := l.openKeys(value, &s)
 	if doubt != nil && (master != nil || len(s.Keys) == 0) {
 		m.Doubt = doubt
 	}
