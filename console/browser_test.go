@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	cdp "github.com/chromedp/cdproto/page"
 	"github.com/chromedp/chromedp"
 
 	"github.com/keyledger/keyledger/internal/testenv"
@@ -210,10 +211,34 @@ func (b *tab) signIn(secret string) {
 	b.wait("nav.side")
 }
 
-// open goes to a page of the console.
+// open goes to a page of the console, and waits for what follows it.
 func (b *tab) open(path string) {
 	b.t.Helper()
 	b.do(chromedp.Navigate(b.url + path))
+	b.whole()
+}
+
+// behind goes to a page that nobody looks at yet, and lookedAt looks at it.
+func (b *tab) behind(path string) {
+	b.t.Helper()
+	_, err := chromedp.Call(b.ctx, cdp.AddScriptToEvaluateOnNewDocument, cdp.AddScriptToEvaluateOnNewDocumentParams{
+		Source: "let behind = true; Object.defineProperty(document, 'hidden', { get: () => behind })",
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.do(chromedp.Navigate(b.url + path))
+}
+
+func (b *tab) lookedAt() {
+	b.t.Helper()
+	eval[bool](b, "behind = false; document.dispatchEvent(new Event('visibilitychange'))")
+}
+
+// whole waits until what follows a page has come, or failed to.
+func (b *tab) whole() {
+	b.t.Helper()
+	eval[bool](b, `new Promise((done) => { const look = () => document.querySelector("[data-fragment][aria-busy=true]") ? setTimeout(look, 10) : done(true); look() })`)
 }
 
 // click clicks what a selector finds, and waits for the page that follows.
@@ -224,6 +249,7 @@ func (b *tab) click(selector string) {
 	if _, err := chromedp.RunResponse(ctx, chromedp.Click(chromedp.CSS(selector), chromedp.NodeVisible)); err != nil {
 		b.t.Fatalf("click %s: %v", selector, err)
 	}
+	b.whole()
 }
 
 // press clicks what changes the page without leaving it.

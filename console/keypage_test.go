@@ -198,6 +198,11 @@ func TestKeyPage(t *testing.T) {
 			b.open(page + "/timeline?uses=true")
 			b.wait(".page-timeline .later[data-loaded] .uses")
 			b.check("timeline-uses")
+			// Opened behind another page it comes when it is looked at.
+			b.behind(page + "/timeline?uses=true")
+			b.wait(".later[aria-busy]")
+			b.lookedAt()
+			b.wait(".page-timeline .later[data-loaded] .uses")
 		})
 	}
 }

@@ -66,6 +66,8 @@ for (const part of document.querySelectorAll("[data-fragment]")) {
   const pause = part.dataset.pause && document.getElementById(part.dataset.pause);
   let late = 0;
   const next = async () => {
+    // What was opened behind another page comes when it is looked at.
+    if (document.hidden && !every) return document.addEventListener("visibilitychange", next, { once: true });
     const reading = part.contains(document.activeElement) || pause?.getAttribute("aria-pressed") === "true";
     if (!document.hidden && !(reading && part.dataset.loaded)) {
       try {
