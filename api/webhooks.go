@@ -129,7 +129,7 @@ type (
 	deliveriesAsked struct {
 		WebhookPath
 		Before string `query:"before" doc:"Before this time, RFC 3339; absent: the newest." example:"2026-01-18T12:00:00.000Z"`
-		Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many."`
+		Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"At most this many, and what else began in the millisecond of the last."`
 	}
 	lettersAsked struct {
 		Reactor string `query:"reactor" default:"webhooks" doc:"webhooks or sinks." example:"webhooks"`

@@ -158,8 +158,8 @@ func (v *visit) showWebhook(tested *api.WebhookTested) error {
 		return err
 	}
 	d.Deliveries = log.Deliveries
-	if len(log.Deliveries) == attemptsShown {
-		d.Earlier = "/webhooks/" + url.PathEscape(d.ID) + "?" + url.Values{"before": {log.Deliveries[attemptsShown-1].Time.String()}}.Encode()
+	if n := len(log.Deliveries); n >= attemptsShown {
+		d.Earlier = "/webhooks/" + url.PathEscape(d.ID) + "?" + url.Values{"before": {log.Deliveries[n-1].Time.String()}}.Encode()
 	}
 	if d.Delivery.DeadLetters > 0 || v.r.URL.Query().Get("dead") != "" {
 		var letters api.DeadLetters

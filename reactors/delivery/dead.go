@@ -139,23 +139,20 @@ func letterOf(sequence uint64, h nats.Header, body []byte, at time.Time) (d Dead
 
 // DeadLetter shows one, with the fact. It fails with [ledger.ErrNotFound].
 func (s *Store) DeadLetter(ctx context.Context, sequence uint64) (DeadLetter, error) {
-	d, _, err := s.letter(ctx, sequence)
-	if err != nil {
-		return d, err
-	}
-	return d, s.judge(ctx, &d)
+	d, _, _, err := s.judged(ctx, sequence)
+	return d, err
 }
 
-// judge adds what became of a dead letter.
-func (s *Store) judge(ctx context.Context, d *DeadLetter) error {
-	e, err := s.kv.Get(ctx, replayKey(d.Reactor, d.Target, d.Sequence))
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
-		return nil
+// judged reads a dead letter with what became of it, and the revision of that.
+func (s *Store) judged(ctx context.Context, sequence uint64) (d DeadLetter, f *Fact, revision uint64, err error) {
+	if d, f, err = s.letter(ctx, sequence); err != nil {
+		return d, nil, 0, err
 	}
-	if err != nil {
-		return fmt.Errorf("read what became of %s %d: %w", events.DLQ, d.Sequence, err)
+	value, revision, err := cluster.Get(ctx, s.js.Conn(), Bucket, replayKey(d.Reactor, d.Target, sequence))
+	if err == nil && value != nil {
+		err = d.became(value)
 	}
-	return d.became(e.Value())
+	return d, f, revision, err
 }
 
 func (d *DeadLetter) became(value []byte) error {
@@ -257,28 +254,18 @@ var ErrNotDead = errors.New("it is not dead: it is being replayed, or was")
 // opaque id. It stays in DLQ. It fails with [ledger.ErrNotFound] and [ErrNotDead].
 // When that fails for as long as a fact does, it is dead again.
 func (s *Store) Replay(ctx context.Context, sequence uint64, by string) error {
-	d, _, err := s.letter(ctx, sequence)
+	d, _, revision, err := s.judged(ctx, sequence)
 	if err != nil {
 		return err
+	}
+	if d.State != Dead {
+		return ErrNotDead
 	}
 	body, err := json.Marshal(replayState{Replaying, events.At(time.Now()), by})
 	if err != nil {
 		return err
 	}
-	key, revision := replayKey(d.Reactor, d.Target, sequence), uint64(0)
-	switch e, err := s.kv.Get(ctx, key); {
-	case err == nil:
-		if err := d.became(e.Value()); err != nil {
-			return err
-		}
-		revision = e.Revision()
-	case !errors.Is(err, jetstream.ErrKeyNotFound):
-		return fmt.Errorf("read what became of %s %d: %w", events.DLQ, sequence, err)
-	}
-	if d.State != Dead {
-		return ErrNotDead
-	}
-	_, err = s.kv.Update(ctx, key, body, revision)
+	_, err = s.kv.Update(ctx, replayKey(d.Reactor, d.Target, sequence), body, revision)
 	if cluster.Conflict(err) {
 		return ErrNotDead
 	}
@@ -288,21 +275,11 @@ func (s *Store) Replay(ctx context.Context, sequence uint64, by string) error {
 	return nil
 }
 
-// replayed notes what became of a replay.
-func (s *Store) replayed(ctx context.Context, reactor, target string, sequence uint64, state string) error {
-	key := replayKey(reactor, target, sequence)
-	e, err := s.kv.Get(ctx, key)
-	if err != nil {
-		return err
-	}
-	var r replayState
-	if err := json.Unmarshal(e.Value(), &r); err != nil {
-		return err
-	}
-	r.State, r.At = state, events.At(time.Now())
-	body, err := json.Marshal(r)
+// replayed notes what became of a replay that was read at a revision.
+func (s *Store) replayed(ctx context.Context, d *DeadLetter, revision uint64, state string) error {
+	body, err := json.Marshal(replayState{state, events.At(time.Now()), d.StateBy})
 	if err == nil {
-		_, err = s.kv.Update(ctx, key, body, e.Revision())
+		_, err = s.kv.Update(ctx, replayKey(d.Reactor, d.Target, d.Sequence), body, revision)
 	}
 	return err
 }

@@ -456,17 +456,20 @@ func TestDeadLetters(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 
-	// While it still fails it is dead again, and there is no second letter.
-	if err := w.store.Replay(t.Context(), letters[1].Sequence, "root_1"); err != nil {
-		t.Fatal(err)
-	}
-	within(t, "what still fails is not dead again", func() bool {
-		d, err := w.store.DeadLetter(t.Context(), letters[1].Sequence)
-		if err != nil {
+	// While it still fails it is dead again, each time, and there is no second letter.
+	const replays = 12
+	for i := range replays {
+		if err := w.store.Replay(t.Context(), letters[1].Sequence, "root_1"); err != nil {
 			t.Fatal(err)
 		}
-		return d.StateBy != "" && d.State == Dead
-	})
+		within(t, fmt.Sprintf("what still fails at replay %d is not dead again", i+1), func() bool {
+			d, err := w.store.DeadLetter(t.Context(), letters[1].Sequence)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return d.StateBy == "root_1" && d.State == Dead
+		})
+	}
 	mu.Lock()
 	broken = false
 	mu.Unlock()
@@ -494,20 +497,67 @@ func TestDeadLetters(t *testing.T) {
 		t.Errorf("%+v, %v", s, err)
 	}
 
+	// Of each fact the newest is first, however many attempts began in a millisecond.
+	outcomes := func(log []Attempt, id string) (all []string) {
+		for _, a := range log {
+			if a.ID == id {
+				all = append(all, a.Outcome)
+			}
+		}
+		return all
+	}
+	ofBad := append([]string{Delivered, GivenUp}, slices.Repeat([]string{Failed}, letters[0].Attempts-1)...)
+	ofWorse := append([]string{Delivered}, slices.Repeat([]string{GivenUp}, 1+replays)...)
+	var log []Attempt
 	within(t, "the log does not tell of it", func() bool {
-		log, err := w.store.Attempts(t.Context(), "webhooks", "place", time.Time{}, 100)
+		var err error
+		if log, err = w.store.Attempts(t.Context(), "webhooks", "place", time.Time{}, 100); err != nil {
+			t.Fatal(err)
+		}
+		return len(log) == len(ofBad)+len(ofWorse)+2
+	})
+	if got := outcomes(log, bad); !slices.Equal(got, ofBad) {
+		t.Errorf("the log tells of %v", got)
+	}
+	if got := outcomes(log, worse); !slices.Equal(got, ofWorse) {
+		t.Errorf("the log tells of %v", got)
+	}
+	a := log[slices.IndexFunc(log, func(a Attempt) bool { return a.Outcome == GivenUp && a.ID == bad })]
+	if a.Attempt < 2 || a.Class != "error" || a.Error != "out of order" || a.Status != 500 || a.Response != "no body" || a.Stream != events.Feed {
+		t.Errorf("%+v", a)
+	}
+}
+
+// A page of the log ends behind a millisecond, so that the next begins with what is left.
+func TestLogPages(t *testing.T) {
+	w := newWorld(t)
+	begin := time.Now().Add(-time.Minute)
+	var page []Attempt
+	for i := range 60 {
+		page = append(page, Attempt{Time: events.At(begin.Add(time.Duration(i/7) * time.Millisecond)), Target: "place", Attempt: i + 1})
+	}
+	for lines := range slices.Chunk(page, 20) {
+		if err := w.store.Log(t.Context(), "webhooks", lines...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var before time.Time
+	for i := len(page); i > 0; {
+		log, err := w.store.Attempts(t.Context(), "webhooks", "place", before, 10)
 		if err != nil {
 			t.Fatal(err)
 		}
-		dead := slices.IndexFunc(log, func(a Attempt) bool { return a.Outcome == GivenUp && a.ID == bad })
-		if len(log) < 7 || dead < 0 || log[0].Outcome != Delivered {
-			return false
+		if len(log) < min(i, 10) || len(log) > 16 {
+			t.Fatalf("a page of 10 has %d lines, %d are left", len(log), i)
 		}
-		if a := log[dead]; a.Attempt < 2 || a.Class != "error" || a.Error != "out of order" || a.Status != 500 || a.Response != "no body" || a.Stream != events.Feed {
-			t.Errorf("%+v", a)
+		for _, a := range log {
+			if a.Attempt != i {
+				t.Fatalf("the log goes on with attempt %d, of %d", a.Attempt, i)
+			}
+			i--
 		}
-		return true
-	})
+		before = log[len(log)-1].Time.Time()
+	}
 }
 
 // within asks until enough says yes.

@@ -74,8 +74,9 @@ type result struct {
 	lane    *lane
 	err     error    // it failed
 	failure *Failure // what err says of itself; nil: the attempt was not made
-	settled bool     // the first fact is delivered, or dead
+	settled bool     // the first fact is delivered, or dead, or void
 	dead    bool
+	void    bool // a dead letter that nobody wants replayed any more
 	begun   time.Time
 	epoch   uint64 // of the registration
 
@@ -301,9 +302,13 @@ func (d *driver) take() {
 	d.off = cmp.Or(reg.Disabled, d.gone)
 	for _, r := range asked {
 		id := laneID{events.DLQ, strconv.FormatUint(r.sequence, 10)}
-		if d.lanes[id] == nil {
+		l := d.lanes[id]
+		if l == nil {
 			d.lanes[id] = &lane{id: id, queue: []uint64{r.sequence}, last: r.sequence}
 			d.replays++
+		} else if len(l.queue) == 1 {
+			// Dead again, and asked for again before that was settled; or told twice.
+			l.queue = append(l.queue, r.sequence)
 		}
 	}
 }
@@ -456,14 +461,17 @@ func (d *driver) deliver(l *lane, c lane) result {
 	r := result{lane: l, begun: time.Now()}
 	replays := c.id.stream == events.DLQ
 	var f Fact
+	var letter DeadLetter
+	var revision uint64
 	var err error
 	if replays {
 		var found *Fact
-		if _, found, err = d.Store.letter(d.ctx, c.queue[0]); err == nil {
-			f = *found
-		} else if errors.Is(err, ledger.ErrNotFound) {
-			r.settled = true
+		letter, found, revision, err = d.Store.judged(d.ctx, c.queue[0])
+		if errors.Is(err, ledger.ErrNotFound) || err == nil && letter.State != Replaying {
+			r.settled, r.void = true, true
 			return r
+		} else if err == nil {
+			f = *found
 		}
 	} else {
 		f, err = d.fact(d.ctx, c.id.stream, c.queue[0])
@@ -495,7 +503,7 @@ func (d *driver) deliver(l *lane, c lane) result {
 	if err == nil {
 		r.settled = true
 		if replays {
-			r.err = d.Store.replayed(d.ctx, d.Reactor, d.name, c.queue[0], Replayed)
+			r.err = d.Store.replayed(d.ctx, &letter, revision, Replayed)
 			r.settled = r.err == nil
 		}
 		return r
@@ -526,7 +534,7 @@ func (d *driver) deliver(l *lane, c lane) result {
 		reason = err.Error()
 	}
 	if replays {
-		err = d.Store.replayed(d.ctx, d.Reactor, d.name, c.queue[0], Dead)
+		err = d.Store.replayed(d.ctx, &letter, revision, Dead)
 	} else {
 		err = d.Store.bury(d.ctx, d.Reactor, d.name, &f, r.failure.Class, reason, c.attempts+1, since)
 	}
@@ -591,12 +599,17 @@ func (d *driver) settled(l *lane, r result) {
 	l.queue = l.queue[1:]
 	l.attempts, l.next = 0, time.Time{}
 	replays := l.id.stream == events.DLQ
-	if r.dead {
+	switch {
+	case r.void:
+		return
+	case r.dead && replays:
+		d.note(r)
+		l.since = time.Time{}
+		return
+	case r.dead:
 		// The next fact has one attempt of its own, and no other day.
 		d.note(r)
-		if !replays {
-			d.state.Dead++
-		}
+		d.state.Dead++
 		return
 	}
 	l.since = time.Time{}

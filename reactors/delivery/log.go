@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -165,7 +166,9 @@ func (s *Store) Log(ctx context.Context, reactor string, page ...Attempt) error 
 	return err
 }
 
-// Attempts are the newest of a target's log before a time (zero: now), newest first.
+// Attempts are the newest of a target's log before a time (zero: now), newest first: at
+// most most, and what else began in the millisecond of the last of them, so that asking
+// for what was before that goes on behind them.
 func (s *Store) Attempts(ctx context.Context, reactor, target string, before time.Time, most int) ([]Attempt, error) {
 	if before.IsZero() {
 		before = time.Now().Add(time.Minute)
@@ -192,8 +195,13 @@ func (s *Store) Attempts(ctx context.Context, reactor, target string, before tim
 			return nil, err
 		}
 		if len(all) >= most || back == LogKept {
-			slices.SortStableFunc(all, func(a, b Attempt) int { return int(b.Time - a.Time) })
-			return all[:min(len(all), most)], nil
+			slices.Reverse(all) // of one millisecond, too, the newest is first
+			slices.SortStableFunc(all, func(a, b Attempt) int { return cmp.Compare(b.Time, a.Time) })
+			n := min(len(all), most)
+			for n > 0 && n < len(all) && all[n].Time == all[n-1].Time {
+				n++
+			}
+			return all[:n], nil
 		}
 	}
 	return nil, nil

@@ -92,17 +92,17 @@ func (s *Store) State(ctx context.Context, reactor, target string) (State, bool,
 
 func (s *Store) state(ctx context.Context, reactor, target string) (st State, revision uint64, ok bool, err error) {
 	st.Reactor, st.Target = reactor, target
-	e, err := s.kv.Get(ctx, stateKey(reactor, target))
-	if errors.Is(err, jetstream.ErrKeyNotFound) {
+	value, revision, err := cluster.Get(ctx, s.js.Conn(), Bucket, stateKey(reactor, target))
+	if err == nil && value == nil {
 		return st, 0, false, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(e.Value(), &st)
+		err = json.Unmarshal(value, &st)
 	}
 	if err != nil {
 		return st, 0, false, fmt.Errorf("read the state of the deliveries to %s: %w", target, err)
 	}
-	return st, e.Revision(), true, nil
+	return st, revision, true, nil
 }
 
 func (s *Store) save(ctx context.Context, st *State, behind uint64) (uint64, error) {
