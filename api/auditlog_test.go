@@ -23,12 +23,13 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 
+	"github.com/keyledger/keyledger/audit"
 	"github.com/keyledger/keyledger/events"
 	"github.com/keyledger/keyledger/events/seal"
 	"github.com/keyledger/keyledger/projections/merkle"
 )
 
-// withLog signs the log into a directory, and serves it.
+// withLog signs the log into a directory, and serves it when every stream has a tree.
 func (s *service) withLog(change ...func(*merkle.Options)) (dir string) {
 	s.t.Helper()
 	s.withPostgres()
@@ -53,6 +54,13 @@ func (s *service) withLog(change ...func(*merkle.Options)) (dir string) {
 		running.Wait()
 	})
 	s.serve()
+	within, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+	defer cancel()
+	for _, stream := range audit.Streams {
+		if _, err := s.deps.AuditLog.Sealed(within, stream, 0); err != nil {
+			s.t.Fatal(err)
+		}
+	}
 	return dir
 }
 
